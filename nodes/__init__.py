@@ -1,0 +1,13 @@
+"""The list of our nodes, as ComfyUI asks for it."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .dtap_preview import DTAPPreview
+from .files import SaveLoRA
+from .load_subject import LoadSubjectImages
+from .train_selective import SelectiveTrainer
+
+
+class EdgeTune(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [LoadSubjectImages, SelectiveTrainer, SaveLoRA, DTAPPreview]
