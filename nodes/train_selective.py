@@ -1,0 +1,102 @@
+"""Selective BP/ZO Trainer: schema, and the few lines that run it."""
+
+from comfy_api.latest import io
+
+from ..trainers.config import SelectiveConfig
+from ..trainers.lora import TARGETS
+from ..trainers.memory import PhaseMeter
+from ..trainers.report import selective_report
+from ..trainers.schedule import STRATEGIES
+from ..trainers.selective import train_selective
+from . import host, host_ui
+from .sockets import ReportSocket, SubjectSocket, loss_map
+
+
+class SelectiveTrainer(io.ComfyNode):
+    """Learn a LoRA of your subject: backpropagation on small images, forward-only steps on full-size ones."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EdgeTune_SelectiveTrainer",
+            display_name="Selective BP/ZO Trainer",
+            category="training/EdgeTune",
+            description=cls.__doc__,
+            search_aliases=["train lora", "dreambooth", "personalize", "DTAP", "MeZO", "low memory training"],
+            inputs=[*_models(), *_method(), *_advanced()],
+            outputs=[
+                io.Model.Output("model", tooltip="The model with the new LoRA at strength 1, ready for KSampler."),
+                io.LoraModel.Output("lora", tooltip="For Save LoRA, or core's Load LoRA Model at another strength."),
+                io.LossMap.Output("loss", tooltip="For core's Plot Loss Graph."),
+                ReportSocket.Output("report", tooltip="Time, steps, losses and peak memory. Preview as Text shows it."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model, clip, vae, subject, **settings) -> io.NodeOutput:
+        config = SelectiveConfig(**settings)
+        facts = host.model_facts(model)
+        meter = PhaseMeter(facts.device)
+        examples = host.encode_subject(model, clip, vae, subject, config.low_res_ratio, meter)
+        on_step = host_ui.step_reporter(cls.hidden.unique_id, config.steps)
+        with host.trainable(model) as network:
+            trained = train_selective(network, examples, config, host.lora_names(model), meter, on_step)
+        report = selective_report(
+            config,
+            trained.steps,
+            meter,
+            base_model=facts.base_version,
+            prediction_type=facts.prediction_type,
+            instance_prompt=subject.instance_prompt,
+            resolution=subject.resolution,
+            device=facts.device_name,
+            dtype=str(facts.dtype).removeprefix("torch."),
+        )
+        host_ui.send_done(cls.hidden.unique_id, report.summary())
+        return io.NodeOutput(
+            host.with_lora(model, trained.lora),
+            trained.lora,
+            loss_map([step.loss for step in trained.steps]),
+            report,
+            ui={"text": [str(report)], "report": [report.to_json()]},
+        )
+
+
+def _models() -> list[io.Input]:
+    return [
+        io.Model.Input("model", tooltip="SD 1.x, SD 2.x, SDXL or SSD-1B. It is trained in place and left as it was."),
+        io.Clip.Input("clip", tooltip="The text encoder of the same checkpoint. Used once, before training."),
+        io.Vae.Input("vae", tooltip="The VAE of the same checkpoint. Used once, before training."),
+        SubjectSocket.Input("subject", tooltip="From Load Subject Images."),
+    ]
+
+
+def _method() -> list[io.Input]:
+    return [
+        io.Int.Input("steps", default=1000, min=1, max=100_000, tooltip="Updates of the LoRA. The paper uses 1000."),
+        io.Int.Input("rank", default=4, min=1, max=1024, tooltip="Size of the LoRA. The paper uses 4."),
+        io.Float.Input("learning_rate", default=1e-4, min=1e-8, max=1.0, step=1e-8, tooltip="AdamW, in BP steps."),
+        io.Float.Input("zo_learning_rate", default=1e-6, min=1e-12, max=1.0, step=1e-12, tooltip="SGD, in ZO steps."),
+        io.Float.Input("zo_epsilon", default=1e-3, min=1e-8, max=1.0, step=1e-8, tooltip="How far a ZO step perturbs."),
+        io.Int.Input("zo_perturbations", default=4, min=1, max=256, tooltip="Per ZO step; two forward passes each."),
+        io.Float.Input(
+            "low_res_ratio", default=0.5, min=0.25, max=1.0, step=0.125, tooltip="Size of the images in BP steps."
+        ),
+        io.Float.Input("k", default=0.05, min=0.0, max=10.0, step=0.001, tooltip="How sharply BP gives way to ZO."),
+        io.Int.Input("t_mid", default=750, min=0, max=1000, tooltip="Timestep at which BP gives way to ZO."),
+        io.Combo.Input("strategy", options=list(STRATEGIES), default="dtap", tooltip="dtap is the paper's method."),
+        io.Int.Input("seed", default=0, min=0, max=2**64 - 1, control_after_generate=True, tooltip="Of everything."),
+    ]
+
+
+def _advanced() -> list[io.Input]:
+    return [
+        io.Float.Input("alpha", default=0.0, min=0.0, max=1024.0, optional=True, advanced=True, tooltip="0 = rank."),
+        io.Combo.Input("target_modules", options=list(TARGETS), default="attention", optional=True, advanced=True),
+        io.Int.Input("batch_size", default=1, min=1, max=64, optional=True, advanced=True),
+        io.Float.Input("weight_decay", default=1e-2, min=0.0, max=1.0, step=1e-4, optional=True, advanced=True),
+        io.Float.Input("max_grad_norm", default=1.0, min=0.0, max=1e3, step=0.1, optional=True, advanced=True),
+        io.Float.Input("min_snr_gamma", default=0.0, min=0.0, max=100.0, step=0.1, optional=True, advanced=True),
+        io.Boolean.Input("gradient_checkpointing", default=False, optional=True, advanced=True),
+    ]
