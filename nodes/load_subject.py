@@ -1,0 +1,146 @@
+"""Load Subject Images: the photos every trainer of the pack learns from."""
+
+from pathlib import Path
+
+from comfy_api.latest import io
+
+from ..trainers.captions import CAPTIONS
+from ..trainers.crops import CROPS
+from ..trainers.photo_files import folder_fingerprint
+from ..trainers.photo_report import photo_report
+from ..trainers.photos import (
+    MAX_RESOLUTION,
+    MIN_RESOLUTION,
+    SubjectSettings,
+    image_batch,
+    load_subject,
+    subject_from_images,
+)
+from .host_files import input_folder, input_root, input_subfolders
+from .sockets import SubjectSocket
+
+IMAGES_INPUT = "(images input)"
+UNCONNECTED = "unconnected"  # ComfyUI passes None for a connected input before it has run, and nothing for an open one
+
+
+class LoadSubjectImages(io.ComfyNode):
+    """Load 3 to 6 photos of one dog, toy or shoe, make them ready for training, and report what was done to each."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EdgeTune_LoadSubjectImages",
+            display_name="Load Subject Images",
+            category="training/EdgeTune",
+            description=cls.__doc__,
+            search_aliases=["dreambooth", "training images", "load photos", "load dataset", "instance images"],
+            inputs=[
+                io.Combo.Input(
+                    "folder",
+                    options=[IMAGES_INPUT, *input_subfolders()],
+                    tooltip="A folder inside ComfyUI's input folder. All photos in it are used: JPEG, PNG, WebP, BMP, "
+                    "TIFF, GIF, AVIF, and HEIC where pillow-heif is installed. "
+                    f"{IMAGES_INPUT} takes the connected images instead.",
+                ),
+                io.String.Input(
+                    "instance_prompt",
+                    default="a photo of a sks dog",
+                    tooltip="What the photos show: a rare word that will mean your subject (sks), "
+                    "then the word for its kind (dog).",
+                ),
+                io.Int.Input(
+                    "resolution",
+                    default=512,
+                    min=MIN_RESOLUTION,
+                    max=MAX_RESOLUTION,
+                    step=8,
+                    tooltip="Side of the training images in pixels. 512 for SD 1.5, 768 for SD 2.1, 1024 for SDXL; "
+                    "less saves memory.",
+                ),
+                io.Image.Input(
+                    "images",
+                    optional=True,
+                    tooltip="Photos from other nodes. When connected, they are used and the folder is not read.",
+                ),
+                io.String.Input(
+                    "class_prompt",
+                    optional=True,
+                    default="",
+                    tooltip='The same without the rare word ("a photo of a dog"). Only some trainers use it; '
+                    "may stay empty.",
+                ),
+                io.Combo.Input(
+                    "captions",
+                    optional=True,
+                    options=list(CAPTIONS),
+                    default="auto",
+                    tooltip="auto: 01.txt describes 01.jpg where there is one, else the instance prompt. "
+                    "text files: every photo must have one. Connected images always take the instance prompt.",
+                ),
+                io.Combo.Input(
+                    "crop",
+                    optional=True,
+                    options=list(CROPS),
+                    default="center",
+                    tooltip="center: the square in the middle. smart: the square with most detail. "
+                    "none: the whole photo at about the same number of pixels, edges repeated to a multiple of 8.",
+                ),
+                io.Boolean.Input(
+                    "flip",
+                    optional=True,
+                    default=False,
+                    tooltip="Also learn every photo mirrored. Leave it off for subjects with text or with a left "
+                    "and a right.",
+                ),
+            ],
+            outputs=[
+                SubjectSocket.Output("subject", tooltip="Photos and captions for the EdgeTune trainers."),
+                io.Image.Output(
+                    "images",
+                    tooltip="The photos as the trainers see them. With crop none, the smaller ones get their edge "
+                    "pixels repeated up to the largest; in subject they keep their size.",
+                ),
+                io.String.Output(
+                    "report",
+                    tooltip="For each photo: original size, what was done, upscaled, exact duplicate, caption.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, folder, images=UNCONNECTED) -> bool | str:
+        if images is not UNCONNECTED or folder is None:  # None: connected too, so known only in execute
+            return True
+        try:
+            _chosen_folder(folder)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, folder, **_) -> str:
+        try:
+            return folder_fingerprint(input_folder(folder))
+        except (ValueError, OSError):  # no folder to watch; execute says so if it needs one
+            return ""
+
+    @classmethod
+    def execute(cls, folder, images=None, **options) -> io.NodeOutput:
+        settings = SubjectSettings(**options)
+        if images is None:
+            loaded = load_subject(_chosen_folder(folder), settings, root=input_root())
+            source = f"folder {folder}"
+        else:
+            loaded = subject_from_images(images, settings)
+            source = "the connected images" + (f" (folder {folder} not read)" if folder != IMAGES_INPUT else "")
+        report = photo_report(loaded, settings, source)
+        return io.NodeOutput(loaded.subject, image_batch(loaded.subject), report, ui={"text": [report]})
+
+
+def _chosen_folder(name: str) -> Path:
+    if name == IMAGES_INPUT:
+        raise ValueError(
+            f"folder: got {name!r}, but nothing is connected to images; connect images, "
+            "or choose the sub-folder of ComfyUI's input folder that holds the photos"
+        )
+    return input_folder(name)

@@ -1,0 +1,165 @@
+"""Subject photos: files or image batches in, upright RGB tensors with captions out.
+
+Which files: photo_files. File to pixels: decoding. Pixels to training size: crops. Words: captions.
+
+Shapes: B photos, H and W pixels; images are (H, W, 3) float32 tensors, 0-1.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .captions import CAPTIONS, Caption, captions_of, shared_caption
+from .crops import CROPS, MULTIPLE, fitted, padded, resized
+from .decoding import Decoded, decode, flattened
+from .photo_files import IMAGE_SUFFIXES, check_inside, photo_paths
+
+MIN_RESOLUTION, MAX_RESOLUTION = 64, 2048
+
+
+class Photo(NamedTuple):
+    """One training image, ready to encode."""
+
+    name: str  # file name, or "image 1" for the first image of a batch
+    image: Tensor  # (H, W, 3) float32, 0-1; H and W are multiples of 8
+    caption: str
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What one person wants learnt: the photos and the words for them."""
+
+    photos: tuple[Photo, ...]
+    instance_prompt: str  # "a photo of a sks dog"
+    class_prompt: str  # "a photo of a dog"; may be empty
+    resolution: int  # pixels of a side (square crops) or of the side of a square of the same area
+    flip: bool  # also learn each photo mirrored left to right
+
+
+@dataclass(frozen=True)
+class SubjectSettings:
+    """How photos become a Subject."""
+
+    instance_prompt: str = "a photo of a sks dog"
+    resolution: int = 512  # pixels, a multiple of 8
+    class_prompt: str = ""
+    captions: str = "auto"  # one of captions.CAPTIONS
+    crop: str = "center"  # one of crops.CROPS
+    flip: bool = False
+
+    def __post_init__(self):
+        in_range = MIN_RESOLUTION <= self.resolution <= MAX_RESOLUTION
+        if not in_range or self.resolution % MULTIPLE:
+            raise ValueError(
+                f"resolution: got {self.resolution}; "
+                f"needs a multiple of {MULTIPLE} from {MIN_RESOLUTION} to {MAX_RESOLUTION}"
+            )
+        if self.captions not in CAPTIONS:
+            raise ValueError(f"captions: got {self.captions!r}; needs one of {', '.join(CAPTIONS)}")
+        if self.crop not in CROPS:
+            raise ValueError(f"crop: got {self.crop!r}; needs one of {', '.join(CROPS)}")
+
+
+class PhotoRecord(NamedTuple):
+    """What was done to one photo."""
+
+    name: str
+    width_px: int  # as it came
+    height_px: int
+    steps: tuple[str, ...]  # "cropped to 768x768 at the centre", "resized to 512x512"
+    upscaled: bool
+    caption: Caption
+    twin: str | None  # name of the first photo that is the same in every training pixel
+
+
+class Loaded(NamedTuple):
+    """A subject and the story of its photos, in the same order."""
+
+    subject: Subject
+    records: tuple[PhotoRecord, ...]
+
+
+def load_subject(folder: Path, settings: SubjectSettings, root: Path) -> Loaded:
+    """All photos of a folder, or a ValueError that names every file that can't be used. Links may not leave root."""
+    paths = photo_paths(folder)
+    if not paths:
+        kinds = " ".join(sorted(IMAGE_SUFFIXES))
+        raise ValueError(f"folder: no photos in {folder}; put 3 to 6 photos of the subject there ({kinds})")
+    captions = captions_of(paths, settings.captions, settings.instance_prompt.strip(), root)
+    prepared, problems = [], []
+    for path, caption in zip(paths, captions, strict=True):
+        try:
+            check_inside(path, root)
+            prepared.append(_prepared(path.name, decode(path), caption, settings))
+        except ValueError as error:
+            problems.append(f"{path.name}: {error}")
+    if problems:
+        raise ValueError(f"folder: {len(problems)} of {len(paths)} photos can't be used\n" + "\n".join(problems))
+    return _loaded(prepared, settings)
+
+
+def subject_from_images(images: Tensor, settings: SubjectSettings) -> Loaded:
+    """The photos of a ComfyUI IMAGE batch, (B, H, W, C) with 1, 3 or 4 channels."""
+    if images.ndim != 4 or images.shape[-1] not in (1, 3, 4) or 0 in images.shape:
+        raise ValueError(
+            f"images: got a batch of shape {tuple(images.shape)}; needs (images, height, width, 1, 3 or 4 channels)"
+        )
+    caption = shared_caption(settings.instance_prompt.strip())
+    prepared = []
+    for number, image in enumerate(images, start=1):
+        if not image.isfinite().all():
+            raise ValueError(f"images: image {number} holds NaN or infinite values; check the node that made it")
+        image = flattened(image.to("cpu", torch.float32).clamp(0, 1))
+        steps = {1: ("grayscale converted",), 4: ("transparency flattened onto white",)}.get(images.shape[-1], ())
+        decoded = Decoded(image, image.shape[1], image.shape[0], steps)
+        prepared.append(_prepared(f"image {number}", decoded, caption, settings))
+    return _loaded(prepared, settings)
+
+
+def image_batch(subject: Subject) -> Tensor:
+    """The photos as one (B, H, W, 3) batch; smaller ones get their edge pixels repeated around them."""
+    images = [photo.image for photo in subject.photos]
+    height, width = max(image.shape[0] for image in images), max(image.shape[1] for image in images)
+    return torch.stack([padded(image, height, width) for image in images])
+
+
+def downscaled(image: Tensor, ratio: float) -> Tensor:
+    """The image at ratio times its size, antialiased, each side a multiple of 8; at ratio 1 the image itself."""
+    if not 0 < ratio <= 1:
+        raise ValueError(f"low-resolution ratio: got {ratio}; needs more than 0 and at most 1")
+    if ratio == 1:
+        return image
+    height, width = (max(MULTIPLE, round(side * ratio / MULTIPLE) * MULTIPLE) for side in image.shape[:2])
+    return resized(image, height, width)
+
+
+def mirrored(image: Tensor) -> Tensor:
+    """The image with left and right exchanged."""
+    return image.flip(1)
+
+
+def _prepared(name: str, decoded: Decoded, caption: Caption, settings: SubjectSettings) -> tuple[Photo, PhotoRecord]:
+    image, steps, upscaled = fitted(decoded.image, settings.resolution, settings.crop)
+    record = PhotoRecord(name, decoded.width_px, decoded.height_px, decoded.steps + steps, upscaled, caption, None)
+    return Photo(name, image.contiguous(), caption.text), record
+
+
+def _loaded(prepared: list[tuple[Photo, PhotoRecord]], settings: SubjectSettings) -> Loaded:
+    first_of: dict[tuple, str] = {}  # pixels -> name
+    records = []
+    for photo, record in prepared:
+        pixels = (photo.image.shape, hashlib.sha256(photo.image.numpy()).digest())
+        records.append(record._replace(twin=first_of.get(pixels)))
+        first_of.setdefault(pixels, photo.name)
+    subject = Subject(
+        photos=tuple(photo for photo, _ in prepared),
+        instance_prompt=settings.instance_prompt.strip(),
+        class_prompt=settings.class_prompt.strip(),
+        resolution=settings.resolution,
+        flip=settings.flip,
+    )
+    return Loaded(subject, tuple(records))
