@@ -168,7 +168,7 @@ def trainable(model: ModelPatcher) -> Iterator[Network]:
     Inside the block inference mode is off and gradients are on. The weights keep their values throughout.
     """
     patcher = model.clone(disable_dynamic=True) if model.is_dynamic() else model
-    # So much memory asked for makes ComfyUI unload every other model; a partly loaded U-Net would be slower than useful.
+    # So much memory asked for makes ComfyUI unload every other model.
     model_management.load_models_gpu([patcher], memory_required=1e20, force_full_load=True)
     unet = patcher.model.diffusion_model
     sampling = patcher.get_model_object("model_sampling")

@@ -1,4 +1,4 @@
-"""One known picture, ways to store it, and the comparison with what comes back."""
+"""One known picture, ways to store it, and the comparison with what comes back; where the DreamBooth photos are."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 HEIGHT, WIDTH = 48, 64
+DREAMBOOTH = Path(__file__).resolve().parents[2] / "shared/dreambooth"  # beside the checkout, where it is there
 
 
 def smooth_rgb() -> np.ndarray:

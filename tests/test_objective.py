@@ -22,7 +22,7 @@ def inputs(network, batch=2):
 
 
 def test_the_loss_is_that_of_comfyui_s_own_denoiser(model):
-    """ComfyUI's apply_model returns x0; its error in x0 must be ours in eps or v, through the sampler's own formulas."""
+    """ComfyUI's apply_model returns x0; its error there must be ours in eps or v, by the sampler's own formulas."""
     sampling = model.get_model_object("model_sampling")
     with host.trainable(model) as network, torch.no_grad():
         x0, noise, t, condition = inputs(network)

@@ -8,17 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pack.trainers.decoding import flattened
 from pack.trainers.photo_files import folder_fingerprint, photo_paths
 from pack.trainers.photo_report import photo_report
 from pack.trainers.photos import SubjectSettings, downscaled, image_batch, load_subject, mirrored, subject_from_images
-from pictures import PICTURE, save
+from pictures import DREAMBOOTH, PICTURE, save
 from PIL import Image, ImageOps
-
-DREAMBOOTH = ROOT.parent / "shared" / "dreambooth"
 
 
 def load(folder: Path, root: Path | None = None, **options):

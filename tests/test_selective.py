@@ -66,7 +66,7 @@ def test_one_image_is_overfitted(strategy):
     model = tiny.tiny_model("sd1")
     one = example("sd1")
     config = SelectiveConfig(
-        steps=150, rank=8, learning_rate=1e-2, zo_learning_rate=1e-5, zo_perturbations=2, strategy=strategy
+        steps=80, rank=8, learning_rate=1e-2, zo_learning_rate=1e-5, zo_perturbations=1, strategy=strategy
     )
     lora = train("sd1", config, model=model, examples=[one]).lora
 
