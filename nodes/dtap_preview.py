@@ -52,6 +52,7 @@ class DTAPPreview(io.ComfyNode):
                     min=0.25,
                     max=1.0,
                     step=0.125,
+                    round=0.001,
                     optional=True,
                     tooltip="Side of the small images over the side of the full-size ones. For the cost only.",
                 ),

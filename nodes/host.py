@@ -75,7 +75,7 @@ def _prediction_type(model: ModelPatcher) -> str:
     name = names.get(type(sampling).calculate_denoised)
     if name is None or getattr(type(sampling), "timestep", None) is not ModelSamplingDiscrete.timestep:
         raise ValueError(
-            f"model: its sampling ({', '.join(base.__name__ for base in type(sampling).__mro__[1:3])}) is not one this "
+            f"model: its sampling ({', '.join(base.__name__ for base in type(sampling).__bases__)}) is not one this "
             f"trainer knows; needs eps- or v-prediction with discrete timesteps. Remove LCM or EDM patches before it."
         )
     return name
@@ -93,7 +93,8 @@ def encode_subject(
         photos += [photo._replace(image=mirrored(photo.image)) for photo in subject.photos]
     parts = [*vae.first_stage_model.parameters(), *clip.cond_stage_model.parameters()]
     with meter.phase("encode", parts):
-        prompts = {photo.caption: _encode_prompt(model, clip, photo.caption) for photo in photos}
+        captions = dict.fromkeys(photo.caption for photo in photos)
+        prompts = {caption: _encode_prompt(model, clip, caption) for caption in captions}
         examples = [_encode_photo(model, vae, photo, prompts[photo.caption], low_res_ratio) for photo in photos]
     for patcher in (clip.patcher, vae.patcher):
         model_management.unload_model_and_clones(patcher)
@@ -195,8 +196,8 @@ def _predictor(patcher: ModelPatcher):
     unet, dtype = patcher.model.diffusion_model, patcher.model.get_dtype_inference()
 
     def predict(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        options = dict(patcher.model_options.get("transformer_options", {}))
-        options["optimized_attention_override"] = _sdpa
+        # Patches meant for the sampler (FreeU, SAG, ToMe ...) stay out: they expect its state or break autograd.
+        options = {"optimized_attention_override": _sdpa}
         vector = {} if condition.vector is None else {"y": condition.vector.to(dtype)}
         return unet(
             x_t.to(dtype), t.float(), context=condition.context.to(dtype), transformer_options=options, **vector

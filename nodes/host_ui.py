@@ -53,8 +53,8 @@ def _send_step(node_id: str | None, step: StepReport) -> None:
     left = (step.steps - step.step) * per_step
     _send_text(
         node_id,
-        f"step {step.step}/{step.steps}  {step.kind.upper()}  loss {step.loss:.4f}  {per_step:.2f} s/step  "
-        f"{left / 60:.1f} min left",
+        f"step {step.step}/{step.steps} \N{MIDDLE DOT} {step.kind.upper()} \N{MIDDLE DOT} loss {step.loss:.4f} "
+        f"\N{MIDDLE DOT} {per_step:.2f} s/step \N{MIDDLE DOT} {left / 60:.1f} min left",
     )
 
 

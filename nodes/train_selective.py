@@ -113,6 +113,7 @@ def _method() -> list[io.Input]:
             min=0.25,
             max=1.0,
             step=0.125,
+            round=0.001,
             tooltip="Side of the images in BP steps over the full side: less is faster and smaller. 0.5, 0.625 and "
             "0.75 in the paper.",
         ),
@@ -143,7 +144,8 @@ def _method() -> list[io.Input]:
             default=0,
             min=0,
             max=2**64 - 1,
-            control_after_generate=True,
+            # fixed: a second Run of an unchanged graph is then served from ComfyUI's cache, not trained anew
+            control_after_generate=io.ControlAfterGenerate.fixed,
             tooltip="Of everything random in the run. The same seed on the same machine gives the same LoRA.",
         ),
     ]

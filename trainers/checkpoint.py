@@ -25,6 +25,9 @@ ARCHITECTURES = {
     "sd_v2": "stable-diffusion-v2-512/lora",
     "sdxl_base_v1-0": "stable-diffusion-xl-v1-base/lora",
 }
+SD2_V_PREDICTION = "stable-diffusion-v2-768-v/lora"
+PREDICTION_TYPES = {"epsilon": "epsilon", "v_prediction": "v"}  # diffusers' word, ModelSpec's word
+MAX_NAME_BYTES = 200  # file systems stop at 255, and the file is first written under a longer name
 RESERVED = re.compile(r'[<>:"|?*\x00-\x1f]')  # in file names on Windows
 RESERVED_NAMES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 
@@ -83,12 +86,14 @@ def lora_file_name(filename: str) -> Path:
     if not all(_is_portable(part) for part in parts):
         raise ValueError(
             f"filename: got {filename!r}; needs a name such as my_dog or pets/my_dog, without .. or an absolute path, "
-            f'without any of < > : " | ? * and with no part that ends in a dot or a space'
+            f'without any of < > : " | ? *, no part of it ending in a dot or a space or over {MAX_NAME_BYTES} bytes long'
         )
     return Path(*parts[:-1], f"{parts[-1]}.safetensors")
 
 
 def _is_portable(part: str) -> bool:
+    if len(part.encode("utf-8", "replace")) > MAX_NAME_BYTES:
+        return False
     reserved = RESERVED.search(part) or part.split(".")[0].lower() in RESERVED_NAMES
     return bool(part.strip()) and part[-1] not in " ." and not reserved
 
@@ -101,6 +106,7 @@ def lora_metadata(lora: Mapping[str, Tensor], name: str, report: Report | None) 
     alphas = [value.item() for key, value in lora.items() if key.endswith(".alpha")]
     rank = downs[0].shape[0]
     base = report.base_model if report else _base_version(lora)
+    is_sd2_v = base == "sd_v2" and report is not None and report.prediction_type == "v_prediction"
     metadata = {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(rank),
@@ -109,7 +115,7 @@ def lora_metadata(lora: Mapping[str, Tensor], name: str, report: Report | None) 
         "ss_v2": str(base == "sd_v2"),
         "ss_output_name": name,
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": ARCHITECTURES.get(base, "unknown/lora"),
+        "modelspec.architecture": SD2_V_PREDICTION if is_sd2_v else ARCHITECTURES.get(base, "unknown/lora"),
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
         "modelspec.title": name,
         "modelspec.date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -130,7 +136,7 @@ def _report_metadata(report: Report) -> dict[str, str]:
         "ss_seed": str(settings.get("seed", "")),
         "ss_training_comment": report.summary(),
         "ss_tag_frequency": json.dumps({"edgetune": {report.instance_prompt: 1}}),
-        "modelspec.prediction_type": report.prediction_type,
+        "modelspec.prediction_type": PREDICTION_TYPES[report.prediction_type],
         "modelspec.trigger_phrase": report.instance_prompt,
         "modelspec.resolution": f"{report.resolution}x{report.resolution}",
         "modelspec.description": report.summary(),

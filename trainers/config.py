@@ -52,4 +52,3 @@ class SelectiveConfig:
     def lora_alpha(self) -> float:
         """alpha as the LoRA uses it, 0 resolved to the rank."""
         return self.alpha or float(self.rank)
-

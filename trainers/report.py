@@ -37,6 +37,7 @@ class Report:
     def to_json(self) -> str:
         """The record as a JSON object, phases as objects too."""
         record = asdict(self) | {"phases": [phase._asdict() for phase in self.phases]}
+        record["loss"] = {**record["loss"].pop("all"), **record["loss"]}  # first and last of all steps, then by kind
         return json.dumps(record, indent=2)
 
     def summary(self) -> str:

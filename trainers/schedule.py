@@ -128,4 +128,3 @@ def _sigmoid(slope: float, x: float | np.ndarray) -> np.ndarray:
 
 def _first(passed: np.ndarray) -> int | None:
     return int(passed.argmax()) + 1 if passed.any() else None
-

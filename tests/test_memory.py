@@ -1,0 +1,203 @@
+"""Live bytes against sums done by hand, and what a run's phases add up to."""
+
+import time
+from contextlib import nullcontext
+
+import pytest
+import torch
+from pack.trainers.memory import LiveBytes, Phase, PhaseMeter
+
+CPU = torch.device("cpu")
+X, W1, W2 = (64, 32), (32, 128), (128, 16)  # a chain of two products
+CONTEXTS = (nullcontext, torch.no_grad, torch.inference_mode)
+MODES = pytest.mark.parametrize("mode", CONTEXTS, ids=lambda mode: mode.__name__)
+
+
+def size(*shape: int, itemsize: int = 4) -> int:
+    return itemsize * torch.Size(shape).numel()
+
+
+RESIDENT = size(*X) + size(*W1) + size(*W2)
+HIDDEN, OUTPUT = size(64, 128), size(64, 16)
+
+
+def chain(requires_grad: bool = False) -> list[torch.Tensor]:
+    return [torch.ones(shape, requires_grad=requires_grad) for shape in (X, W1, W2)]
+
+
+@MODES
+def test_a_chain_of_products_costs_its_results(mode):
+    x, w1, w2 = chain()
+    with mode(), LiveBytes([x, w1, w2]) as meter:
+        assert meter.live == meter.peak == RESIDENT
+        hidden = x @ w1
+        assert meter.live == RESIDENT + HIDDEN
+        output = hidden @ w2
+        assert meter.live == meter.peak == RESIDENT + HIDDEN + OUTPUT
+        del hidden
+        assert meter.live == RESIDENT + OUTPUT
+        del output
+        assert (meter.live, meter.peak) == (RESIDENT, RESIDENT + HIDDEN + OUTPUT)
+
+
+@MODES
+def test_a_view_costs_nothing_and_keeps_its_storage(mode):
+    with mode(), LiveBytes() as meter:
+        base = torch.zeros(100, 10)
+        views = [
+            base.T,
+            base.view(10, 100),
+            base[3:],
+            base.expand(5, 100, 10),
+            base.detach(),
+            base.unflatten(0, (50, 2)),
+        ]
+        base.add_(1).clamp_(max=3)
+        assert meter.live == meter.peak == size(100, 10)
+        del base
+        assert meter.live == size(100, 10)
+        copy = views[0].contiguous()
+        assert meter.live == 2 * size(100, 10)
+        del views, copy
+        assert meter.live == 0
+
+
+def test_residents_that_share_a_storage_count_once():
+    x = torch.zeros(8, 8, dtype=torch.float16)
+    with LiveBytes([x, x, x.T, x[0]]) as meter:
+        assert meter.live == size(8, 8, itemsize=2)
+
+
+@MODES
+def test_what_is_freed_on_the_way_is_not_added_up(mode):
+    with mode(), LiveBytes() as meter:
+        x = torch.zeros(1000)
+        for _ in range(20):
+            x = x + 1
+        assert (meter.live, meter.peak) == (size(1000), 2 * size(1000))
+
+
+def test_tensors_made_before_count_from_when_they_are_touched():
+    """A view of one comes out of an operation, and its storage is alive; what no operation returns stays unseen."""
+    x, unseen = torch.zeros(100), torch.zeros(1000)
+    with LiveBytes() as meter:
+        assert meter.live == 0
+        view = x[:10]
+        assert meter.live == size(100)
+    assert view.numel() == 10 and unseen.numel() == 1000
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int8, torch.bool], ids=str)
+def test_bytes_follow_the_dtype(dtype):
+    with LiveBytes() as meter:
+        x = torch.zeros(33, dtype=dtype)
+        assert meter.live == 33 * x.element_size()
+
+
+def test_several_results_of_one_operation_all_count():
+    with LiveBytes() as meter:
+        values, indices = torch.arange(10.0).sort()
+        assert meter.live == values.numel() * 4 + indices.numel() * 8
+        assert meter.peak == meter.live + 10 * 4  # arange's result, that sort read
+
+
+def test_a_backward_pass_costs_activations_and_gradients():
+    """Backward through two products: h is kept for w2's gradient; dh stands beside it, then w1's gradient."""
+    x, w1, w2 = chain(requires_grad=True)
+    scalar = size(1)
+    with LiveBytes([x, w1, w2]) as meter:
+        loss = (x.detach() @ w1 @ w2).sum()
+        assert meter.live == RESIDENT + HIDDEN + scalar  # the output itself is not needed
+        loss.backward()
+        assert meter.live == RESIDENT + scalar + size(*W1) + size(*W2)
+        assert meter.peak == RESIDENT + 2 * scalar + 2 * HIDDEN + size(*W2)
+
+
+def test_a_forward_pass_without_gradients_keeps_no_activations():
+    """Ten layers deep, two results alive at a time; with gradients all ten stay."""
+    weights = [torch.ones(64, 64, requires_grad=True) for _ in range(10)]
+
+    def peak(mode) -> int:
+        with mode(), LiveBytes(weights) as meter:
+            x = torch.ones(64, 64)
+            for weight in weights:
+                x = x @ weight
+            return meter.peak - 10 * size(64, 64)
+
+    assert peak(torch.inference_mode) == 2 * size(64, 64)
+    assert peak(torch.enable_grad) == 11 * size(64, 64)
+
+
+def test_two_meters_in_one_another_agree():
+    with LiveBytes() as outer, LiveBytes() as inner:
+        x = torch.zeros(100)
+        assert outer.live == inner.live == size(*x.shape)
+
+
+def test_tensors_that_outlive_the_meter_do_no_harm():
+    with LiveBytes() as meter:
+        x = torch.zeros(100)
+    y = x + 1  # not counted any more
+    del x
+    assert (meter.live, meter.peak, y.numel()) == (0, size(100), 100)
+
+
+def work(count: int) -> None:
+    torch.zeros(count)
+
+
+def test_a_phase_is_the_sum_of_its_seconds_and_the_highest_of_its_peaks():
+    meter = PhaseMeter(CPU)
+    resident = [torch.zeros(50)]
+    for shape in (100, 300, 200):
+        with meter.phase("bp", resident, shape):
+            work(shape)
+            time.sleep(0.01)
+    (phase,) = meter.phases()
+    assert isinstance(phase, Phase) and phase.name == "bp"
+    assert phase.peak_bytes == meter.peak_bytes("bp") == size(50) + size(300)
+    assert 0.03 <= phase.seconds <= meter.elapsed_s()
+
+
+def test_live_bytes_are_counted_once_for_each_name_and_shape():
+    """The second step of a shape is not metered, whatever it does; another shape or another name is."""
+    meter = PhaseMeter(CPU)
+    for name, shape, count in (("bp", (1, 4), 100), ("bp", (1, 4), 900), ("zo", (1, 4), 200), ("bp", (2, 4), 150)):
+        with meter.phase(name, [], shape):
+            work(count)
+    assert {phase.name: phase.peak_bytes for phase in meter.phases()} == {"bp": size(150), "zo": size(200)}
+
+
+def test_phases_stand_in_the_order_in_which_they_first_ran():
+    meter = PhaseMeter(CPU)
+    for name in ("encode", "inference", "zo", "bp", "zo"):
+        with meter.phase(name, []):
+            pass
+    assert [phase.name for phase in meter.phases()] == ["encode", "inference", "zo", "bp"]
+
+
+def test_a_phase_that_never_ran_has_no_peak():
+    meter = PhaseMeter(CPU)
+    assert meter.peak_bytes("zo") == 0 and meter.phases() == []
+
+
+def test_a_phase_that_raises_keeps_its_seconds_and_is_metered_again():
+    meter = PhaseMeter(CPU)
+    with pytest.raises(KeyboardInterrupt), meter.phase("bp", []):
+        raise KeyboardInterrupt
+    assert meter.phases()[0].seconds > 0 and meter.peak_bytes("bp") == 0
+    with meter.phase("bp", []):
+        work(100)
+    assert meter.peak_bytes("bp") == size(100)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda_every_occurrence_is_read_off_the_allocator():
+    device = torch.device("cuda")
+    meter = PhaseMeter(device)
+    before = torch.cuda.memory_allocated(device)
+    for count in (2**20, 2**22, 2**21):
+        with meter.phase("bp", [], shape="same"):
+            torch.zeros(count, device=device)
+    assert meter.peak_bytes("bp") == before + size(2**22)
