@@ -86,7 +86,7 @@ def lora_file_name(filename: str) -> Path:
     if not all(_is_portable(part) for part in parts):
         raise ValueError(
             f"filename: got {filename!r}; needs a name such as my_dog or pets/my_dog, without .. or an absolute path, "
-            f'without any of < > : " | ? *, no part of it ending in a dot or a space or over {MAX_NAME_BYTES} bytes long'
+            f'without any of < > : " | ? *, no part ending in a dot or a space or over {MAX_NAME_BYTES} bytes long'
         )
     return Path(*parts[:-1], f"{parts[-1]}.safetensors")
 

@@ -141,7 +141,8 @@ def table(results: dict[str, dict]) -> str:
     for name, row in results.items():
         of = [f"{row[key] / unit[key]:.2f}" if unit else "" for key in ("seconds", "rss_mib")]
         live = f"{row['live_mib']:,.0f}" if "live_mib" in row else ""
-        cells = [name, f"{row['seconds']:.2f}", of[0], f"{row['rss_mib']:,.0f}", of[1], f"{row['added_mib']:,.0f}", live]
+        memory = [f"{row[key]:,.0f}" for key in ("rss_mib", "added_mib")]
+        cells = [name, f"{row['seconds']:.2f}", of[0], memory[0], of[1], memory[1], live]
         lines.append("| " + " | ".join(cells) + " |")
     zo, bare = results.get("zo_high, N = 1"), results.get("forward alone")
     if zo and bare:
