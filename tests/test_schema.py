@@ -7,6 +7,7 @@ from dataclasses import fields
 import pytest
 from comfy_api.latest import io
 from pack.nodes import EdgeTune
+from pack.nodes.dtap_preview import DTAPPreview
 from pack.nodes.train_selective import SelectiveTrainer
 from pack.trainers.config import SelectiveConfig
 from pack.trainers.lora import TARGETS
@@ -133,13 +134,19 @@ def test_every_default_is_a_value_the_widget_allows(item):
 
 @every_input
 def test_the_widget_does_not_round_its_own_steps_away(item):
-    """The canvas rounds a number to 10**-p, p being the decimals of log10(step) (frontend 1.47, useFloatWidget), so a
-    step of 0.125 turns 0.625 into 0.6 unless `round` is given."""
+    """The canvas keeps p decimals of a number, p = -floor(log10(step)) (frontend 1.47, useFloatWidget), whatever
+    `round` says: a step of 0.125 would turn 0.625 into 0.6."""
     if isinstance(item, io.Float.Input):
-        step = item.step or 0.5
-        rounded_to = item.round or 10.0 ** -max(0, -math.floor(math.log10(step)))
-        for value in (step, item.default):
-            assert math.isclose(round(value / rounded_to) * rounded_to, value, rel_tol=1e-6, abs_tol=1e-12)
+        decimals = max(0, -math.floor(math.log10(item.step or 0.5)))
+        for value in (item.step or 0.5, item.default, item.min):
+            assert math.isclose(round(value, decimals), value, rel_tol=1e-6, abs_tol=1e-12)
+
+
+@pytest.mark.parametrize("node", [SelectiveTrainer, DTAPPreview], ids=lambda node: node.__name__)
+def test_the_paper_s_ratios_survive_the_widget(node):
+    item = inputs(node)["low_res_ratio"]
+    decimals = max(0, -math.floor(math.log10(item.step)))
+    assert [round(ratio, decimals) for ratio in (0.5, 0.625, 0.75)] == [0.5, 0.625, 0.75]
 
 
 @every_trainer

@@ -19,8 +19,8 @@ class SelectiveConfig:
     steps: int = 1000  # parameter updates (i_max); the paper's figure 2
     rank: int = 4  # of the LoRA; the paper's section 3.1
     learning_rate: float = 1e-4  # eta, of AdamW in BP steps
-    zo_learning_rate: float = 1e-6  # alpha, of plain SGD in ZO steps
-    zo_epsilon: float = 1e-3  # standard deviation of the perturbation, in units of the LoRA factors
+    zo_learning_rate: float = 1e-2  # alpha, of plain SGD in ZO steps
+    zo_epsilon: float = 1e-2  # standard deviation of the perturbation, in units of the LoRA factors
     zo_perturbations: int = 4  # N, each costs two forward passes
     low_res_ratio: float = 0.5  # r, side of the BP image / side of the photo
     k: float = 0.05  # steepness of the choice in 1 / timesteps; the paper's figure 2

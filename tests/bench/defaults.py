@@ -227,12 +227,12 @@ def main() -> None:
                 print(f"  zo_epsilon {epsilon:g}: " + " ".join(f"{error:.4f}" for error in errors), flush=True)
             trace = hessian_trace(task, params)
             print(f"\ntr(H) = {trace:.3g}, so the predicted best zo_learning_rate is {1 / trace:.3g} N")
-            print("\nZO at full size from there, 2000 forward passes, zo_epsilon 3e-3")
+            print("\nZO at full size from there, 2000 forward passes, zo_epsilon 1e-2")
             for n in (1, 4, 16):
-                for learning_rate in (1e-3, 1e-2, 0.1, 0.3, 1.0, 3.0):
+                for learning_rate in (1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0):
                     for p, value in zip(params, start, strict=True):
                         p.data.copy_(value)
-                    zero_order(task, params, learning_rate, 3e-3, n, 2000)
+                    zero_order(task, params, learning_rate, 1e-2, n, 2000)
                     ratio = task.score() / start_score
                     print(f"  N {n}, zo_learning_rate {learning_rate:g}: {ratio:.4f} of that loss left", flush=True)
 
