@@ -6,11 +6,14 @@ ENOUGH, PLENTY = 3, 6  # photos of one subject; DreamBooth (arXiv:2208.12242) us
 
 
 def photo_report(loaded: Loaded, settings: SubjectSettings, source: str) -> str:
-    """A summary line, advice where there is some, then one line per photo."""
+    """A summary line, advice where there is some, then one line per photo; a caption they share is told once."""
     records = loaded.records
     lines = [_summary(loaded, settings, source), *_advice(loaded)]
+    captions = {record.caption for record in records}
+    if len(captions) == 1:
+        lines.append(_caption(records[0]))
     width = max(len(record.name) for record in records)
-    return "\n".join(lines + [_line(record, width) for record in records])
+    return "\n".join(lines + [_line(record, width, has_own_caption=len(captions) > 1) for record in records])
 
 
 def _summary(loaded: Loaded, settings: SubjectSettings, source: str) -> str:
@@ -40,7 +43,12 @@ def _advice(loaded: Loaded) -> list[str]:
     return advice
 
 
-def _line(record: PhotoRecord, width: int) -> str:
+def _line(record: PhotoRecord, width: int, has_own_caption: bool) -> str:
     done = ", ".join([f"{record.width_px}x{record.height_px}", *(record.steps or ("used as it is",))])
     twin = f" | exact duplicate of {record.twin}" if record.twin else ""
-    return f"{record.name:<{width}}  {done}{twin} | caption ({record.caption.source}): {record.caption.text}"
+    caption = f" | {_caption(record)}" if has_own_caption else ""
+    return f"{record.name:<{width}}  {done}{twin}{caption}"
+
+
+def _caption(record: PhotoRecord) -> str:
+    return f"caption ({record.caption.source}): {record.caption.text}"

@@ -1,0 +1,66 @@
+"""Workflows in API format: read one, set values in it by what a node is or is called, tell what its outputs are."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+Prompt = dict[str, dict]  # node id -> {"class_type", "inputs", "_meta": {"title"}}
+
+FOLDER = Path(__file__).resolve().parent / "api"
+
+
+def read_workflow(name: str) -> Prompt:
+    """One of the workflows in workflows/api/, by the name of its file."""
+    path = FOLDER / f"{name}.json"
+    if not path.is_file():
+        names = ", ".join(sorted(file.stem for file in FOLDER.glob("*.json")))
+        raise FileNotFoundError(f"there is no workflow {name!r}, only: {names or 'none yet'}")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def title(node: dict) -> str:
+    """What the node is called in the canvas, or else its class."""
+    return node.get("_meta", {}).get("title") or node["class_type"]
+
+
+def has(prompt: Prompt, class_type: str) -> bool:
+    """Whether there is such a node."""
+    return any(node["class_type"] == class_type for node in prompt.values())
+
+
+def fill(prompt: Prompt, values: Mapping[tuple[str, str], object]) -> None:
+    """Set (class or title, input) -> value, in every such node, where it has such an input."""
+    for (name, input_name), value in values.items():
+        for node in prompt.values():
+            if name in (node["class_type"], title(node)) and input_name in node["inputs"]:
+                set_input(prompt, node, input_name, value)
+
+
+def fill_positive(prompt: Prompt, text: str) -> None:
+    """Set the text that every sampler follows. What it shall avoid stays."""
+    for node in list(prompt.values()):
+        link = node["inputs"].get("positive")
+        if is_link(link) and "text" in prompt[link[0]]["inputs"]:
+            set_input(prompt, prompt[link[0]], "text", text)
+
+
+def prefix_files(prompt: Prompt, folder: str) -> None:
+    """Let every node that saves pictures do so in a folder of the output folder."""
+    for node in prompt.values():
+        prefix = node["inputs"].get("filename_prefix")
+        if isinstance(prefix, str):
+            node["inputs"]["filename_prefix"] = f"{folder}/{prefix.rsplit('/', 1)[-1]}"
+
+
+def set_input(prompt: Prompt, node: dict, name: str, value: object) -> None:
+    """Set an input, or the value of the primitive node that is linked to it."""
+    current = node["inputs"][name]
+    if not is_link(current):
+        node["inputs"][name] = value
+    elif "value" in prompt[current[0]]["inputs"]:
+        set_input(prompt, prompt[current[0]], "value", value)
+
+
+def is_link(value: object) -> bool:
+    """Whether an input's value is the output of another node: its id and the number of the output."""
+    return isinstance(value, list) and len(value) == 2
