@@ -178,7 +178,9 @@ def trainable(model: ModelPatcher) -> Iterator[Network]:
         alphas_cumprod = 1 / (1 + sampling.sigmas.double().cpu().clone() ** 2)
         scheduler = noise_scheduler(alphas_cumprod, _prediction_type(patcher))
         try:
-            yield Network(unet, _predictor(patcher), scheduler, patcher.model.get_dtype_inference())
+            yield Network(
+                unet, _predictor(patcher), scheduler, patcher.model.get_dtype_inference(), patcher.load_device
+            )
         finally:
             if patcher is not model:
                 model_management.unload_model_and_clones(patcher)

@@ -47,6 +47,7 @@ class Network(NamedTuple):
     predict: Callable[[Tensor, Tensor, Condition], Tensor]  # (x_t, t, condition) -> raw output, float32 (B, C, H, W)
     scheduler: DDPMScheduler
     dtype: torch.dtype  # of the U-Net's computation
+    device: torch.device  # where its weights are
 
 
 def noise_scheduler(alphas_cumprod: Tensor, prediction_type: str) -> DDPMScheduler:
@@ -78,11 +79,14 @@ def _min_snr_weight(scheduler: DDPMScheduler, t: Tensor, gamma: float, v_predict
     return snr.clamp(max=gamma) / (snr + 1 if v_prediction else snr)
 
 
-def collate(samples: Sequence[Sample]) -> tuple[Tensor, Condition]:
-    """Latents (B, C, H, W) and their condition. Prompts of unequal length are repeated, as ComfyUI's sampler does."""
+def collate(samples: Sequence[Sample], device: torch.device | None = None) -> tuple[Tensor, Condition]:
+    """Latents (B, C, H, W) and their condition, on the device.
+
+    Prompts of unequal length are repeated, as ComfyUI's sampler does.
+    """
     length = math.lcm(*(len(sample.context) for sample in samples))
     context = torch.stack([sample.context.repeat(length // len(sample.context), 1) for sample in samples])
     vectors = [sample.vector for sample in samples if sample.vector is not None]
-    return torch.stack([sample.latent for sample in samples]), Condition(
-        context, torch.stack(vectors) if vectors else None
-    )
+    vector = torch.stack(vectors).to(device) if vectors else None
+    latents = torch.stack([sample.latent for sample in samples])
+    return latents.to(device), Condition(context.to(device), vector)

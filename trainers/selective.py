@@ -144,10 +144,10 @@ class _Loss:
 
     def __init__(self, network: Network, samples: list[Sample], draw: Draw, min_snr_gamma: float):
         self.network, self.min_snr_gamma = network, min_snr_gamma
-        self.x0, self.condition = collate(samples)
-        self.t = torch.full((len(samples),), draw.t, device=self.x0.device)
+        self.x0, self.condition = collate(samples, network.device)
+        self.t = torch.full((len(samples),), draw.t, device=network.device)
         generator = torch.Generator().manual_seed(draw.noise_seed)
-        self.noise = torch.randn(self.x0.shape, generator=generator).to(self.x0.device)
+        self.noise = torch.randn(self.x0.shape, generator=generator).to(network.device)
         self.shape = tuple(self.x0.shape)
 
     def __call__(self) -> Tensor:
