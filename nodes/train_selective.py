@@ -91,8 +91,8 @@ def _method() -> list[io.Input]:
             min=1e-6,
             max=10.0,
             step=1e-6,
-            tooltip="Of plain SGD, in ZO steps. The paper gives none. On a small U-Net 0.1 learnt most and 0.3 "
-            "diverged (tests/bench/defaults.py); 0.01 keeps a distance from that.",
+            tooltip="Of plain SGD, in ZO steps. The paper gives none. On a small U-Net with 4 perturbations "
+            "0.3 learnt most and 1 diverged (tests/bench/defaults.py); 0.01 keeps a distance from that.",
         ),
         io.Float.Input(
             "zo_epsilon",
