@@ -33,9 +33,7 @@ def train(kind, config, *, model=None, examples=None, on_step=lambda step: None,
     model = model or tiny.tiny_model(kind)
     with host.trainable(model) as network:
         meter = meter or PhaseMeter(CPU)
-        return train_selective(
-            network, examples or [example(kind)], config, host.lora_names(model), meter, on_step
-        )
+        return train_selective(network, examples or [example(kind)], config, host.lora_names(model), meter, on_step)
 
 
 def snapshot(model):
