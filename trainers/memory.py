@@ -59,7 +59,7 @@ class PhaseMeter:
     """Seconds and peak bytes of the phases of a run, each the sum and the maximum over all its occurrences.
 
     On CUDA every occurrence is read off the allocator (its peak statistics are reset). Elsewhere live bytes are counted
-    once for each (name, shape): they are the same every time, and counting every step would slow small models down.
+    once for each (name, circumstances): they are the same every time, and counting each step would slow small models.
     """
 
     def __init__(self, device: torch.device):
@@ -69,7 +69,7 @@ class PhaseMeter:
         self._measured: set[tuple[str, Hashable]] = set()
 
     @contextmanager
-    def phase(self, name: str, resident: Iterable[Tensor], shape: Hashable = None) -> Iterator[None]:
+    def phase(self, name: str, resident: Iterable[Tensor], circumstances: Hashable = None) -> Iterator[None]:
         """Count the block towards phase name; resident are the tensors that exist before it and belong to it."""
         start = time.perf_counter()
         try:
@@ -77,12 +77,12 @@ class PhaseMeter:
                 torch.cuda.reset_peak_memory_stats(self.device)
                 yield
                 self._add_peak(name, torch.cuda.max_memory_allocated(self.device))
-            elif (name, shape) in self._measured:
+            elif (name, circumstances) in self._measured:
                 yield
             else:
                 with LiveBytes(resident) as meter:
                     yield
-                self._measured.add((name, shape))
+                self._measured.add((name, circumstances))
                 self._add_peak(name, meter.peak)
         finally:
             self._add_seconds(name, time.perf_counter() - start)

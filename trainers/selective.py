@@ -115,7 +115,7 @@ class _Run:
         """BP-low: one AdamW step on the small images, equation 1."""
         full_size = self.config.strategy == "bp_high"
         loss = self._loss([example.high if full_size else example.low for example in draw.examples], draw)
-        with self.meter.phase("bp", self._resident(), loss.shape):
+        with self.meter.phase("bp", self._resident(), self._circumstances(loss)):
             return backprop_step(loss, self.params, self.optimizer, self.scaler, self.config.max_grad_norm)
 
     def zo(self, draw: Draw) -> float:
@@ -126,13 +126,17 @@ class _Run:
         def value() -> float:
             return loss().item()
 
-        with self.meter.phase("zo", self._resident(), loss.shape):
+        with self.meter.phase("zo", self._resident(), self._circumstances(loss)):
             return zero_order_step(
                 value, self.params, draw.probe_seeds, self.config.zo_epsilon, self.config.zo_learning_rate
             )
 
     def _loss(self, samples: list[Sample], draw: Draw) -> "_Loss":
         return _Loss(self.network, samples, draw, self.config.min_snr_gamma)
+
+    def _circumstances(self, loss: "_Loss") -> tuple:
+        """What a step's memory depends on: the photos' shape, and whether AdamW's moments are there yet."""
+        return loss.shape, bool(self.optimizer.state)
 
     def _resident(self) -> list[Tensor]:
         moments = [value for state in self.optimizer.state.values() for value in state.values()]
