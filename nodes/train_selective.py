@@ -23,7 +23,7 @@ class SelectiveTrainer(io.ComfyNode):
             category="training/EdgeTune",
             description=cls.__doc__,
             search_aliases=["train lora", "dreambooth", "personalize", "DTAP", "MeZO", "low memory training"],
-            inputs=[*_models(), *_method(), *_advanced()],
+            inputs=[*_models(), *_learning(), *_choice(), *_more_lora(), *_more_steps()],
             outputs=[
                 io.Model.Output("model", tooltip="The model with the new LoRA at strength 1, ready for KSampler."),
                 io.LoraModel.Output("lora", tooltip="For Save LoRA, or core's Load LoRA Model at another strength."),
@@ -72,7 +72,7 @@ def _models() -> list[io.Input]:
     ]
 
 
-def _method() -> list[io.Input]:
+def _learning() -> list[io.Input]:
     return [
         io.Int.Input("steps", default=1000, min=1, max=100_000, tooltip="Updates of the LoRA. 1000 in the paper."),
         io.Int.Input("rank", default=4, min=1, max=1024, tooltip="Size of the LoRA. 4 in the paper."),
@@ -110,6 +110,11 @@ def _method() -> list[io.Input]:
             max=256,
             tooltip="Random directions a ZO step averages over, two forward passes each. The paper gives none.",
         ),
+    ]
+
+
+def _choice() -> list[io.Input]:
+    return [
         io.Float.Input(
             "low_res_ratio",
             default=0.5,
@@ -153,7 +158,7 @@ def _method() -> list[io.Input]:
     ]
 
 
-def _advanced() -> list[io.Input]:
+def _more_lora() -> list[io.Input]:
     return [
         io.Float.Input(
             "alpha",
@@ -181,6 +186,11 @@ def _advanced() -> list[io.Input]:
             advanced=True,
             tooltip="Photos per step, of the same size, at one timestep. Memory grows with it.",
         ),
+    ]
+
+
+def _more_steps() -> list[io.Input]:
+    return [
         io.Float.Input(
             "weight_decay",
             default=1e-2,
