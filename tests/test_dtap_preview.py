@@ -2,24 +2,13 @@
 
 import json
 import math
-import os
-import sys
-from pathlib import Path
 
+import folder_paths
 import pytest
 import torch
-
-COMFYUI = os.environ.get("COMFYUI_PATH", "")
-if not (Path(COMFYUI) / "comfy_api").is_dir():
-    pytest.skip("no ComfyUI: set COMFYUI_PATH", allow_module_level=True)
-sys.path.insert(0, COMFYUI)
-from comfy.cli_args import args  # noqa: E402
-
-args.cpu = True
-import folder_paths  # noqa: E402
-from comfy_api.latest import io  # noqa: E402
-from pack.nodes.dtap_preview import DTAPPreview  # noqa: E402
-from pack.trainers.schedule import STRATEGIES, expected_steps  # noqa: E402
+from comfy_api.latest import io
+from pack.nodes.dtap_preview import DTAPPreview
+from pack.trainers.schedule import STRATEGIES, expected_steps
 
 PAPER = dict(steps=1000, t_max=1000, t_mid=750, k=0.05)
 

@@ -1,18 +1,16 @@
 """Load Subject Images inside ComfyUI's own validation and execution."""
 
 import asyncio
-import os
 
+import execution
+import folder_paths
 import numpy as np
 import pytest
 import torch
+from pack.nodes.host_files import input_folder
+from pack.nodes.load_subject import IMAGES_INPUT, LoadSubjectImages
+from pack.trainers.photos import Subject, SubjectSettings
 from PIL import Image
-
-folder_paths = pytest.importorskip("folder_paths", reason="no ComfyUI: set COMFYUI_PATH")
-import execution  # noqa: E402
-from pack.nodes.host_files import input_folder  # noqa: E402
-from pack.nodes.load_subject import IMAGES_INPUT, LoadSubjectImages  # noqa: E402
-from pack.trainers.photos import Subject, SubjectSettings  # noqa: E402
 
 NODE_ID = "EdgeTune_LoadSubjectImages"
 
