@@ -1,6 +1,7 @@
 """Load Subject Images inside ComfyUI's own validation and execution."""
 
 import asyncio
+import os
 
 import execution
 import folder_paths
