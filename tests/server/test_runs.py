@@ -10,6 +10,8 @@ from pack.workflows.client import PromptFailed, PromptInterrupted, PromptRejecte
 from pack.workflows.prompts import fill, read_workflow
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 TRAINER = "EdgeTune_SelectiveTrainer"
 SUBJECT = "my_subject"
 SMALL = {
