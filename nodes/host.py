@@ -5,7 +5,6 @@ ComfyUI 0.30: loaders make inference tensors, which autograd refuses; VAE latent
 per call through transformer_options. Leaving torch.inference_mode happens here and nowhere else.
 """
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -23,8 +22,6 @@ from ..trainers.checkpoint import BASE_VERSIONS
 from ..trainers.memory import PhaseMeter
 from ..trainers.objective import Condition, Example, Network, Sample, noise_scheduler
 from ..trainers.photos import Photo, Subject, downscaled, mirrored
-
-logger = logging.getLogger(__name__)
 
 SUPPORTED = "a Stable Diffusion 1.x, 2.x or XL model, or a relative such as SSD-1B"
 

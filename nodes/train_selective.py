@@ -1,5 +1,7 @@
 """Selective BP/ZO Trainer: schema, and the few lines that run it."""
 
+import logging
+
 from comfy_api.latest import io
 
 from ..trainers.config import SelectiveConfig
@@ -10,6 +12,8 @@ from ..trainers.schedule import STRATEGIES
 from ..trainers.selective import train_selective
 from . import host, host_ui
 from .sockets import ReportSocket, SubjectSocket, loss_map
+
+logger = logging.getLogger(__name__)
 
 
 class SelectiveTrainer(io.ComfyNode):
@@ -53,6 +57,7 @@ class SelectiveTrainer(io.ComfyNode):
             device=facts.device_name,
             dtype=str(facts.dtype).removeprefix("torch."),
         )
+        logger.info(report.summary())
         host_ui.send_done(cls.hidden.unique_id, report.summary())
         return io.NodeOutput(
             host.with_lora(model, trained.lora),

@@ -1,6 +1,7 @@
 """Whole workflows through POST /prompt on a real ComfyUI, as a person or a script would run them."""
 
 import json
+import os
 import shutil
 import threading
 import time
@@ -9,6 +10,7 @@ import pytest
 from pack.workflows.client import PromptFailed, PromptInterrupted, PromptRejected
 from pack.workflows.prompts import fill, read_workflow
 from PIL import Image
+from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
 
@@ -84,7 +86,7 @@ def test_train_and_compare(server, photos, lora):
     assert steps and steps[-1]["step"] == steps[-1]["steps"] == 8
     assert all(step["node"] == trainer and step["kind"] in ("bp", "zo") and step["bytes"] > 0 for step in steps)
     assert [data["node"] for kind, data in events if kind == "edgetune.done"] == [trainer]
-    assert "EdgeTune_SelectiveTrainer" not in [e for kind, e in events if kind == "execution_error"]
+    assert "Selective BP/ZO: 8 steps" in server.log.read_text(encoding="utf-8", errors="replace")
 
 
 def test_train_and_save_then_load(server, photos, lora):
@@ -151,16 +153,13 @@ def test_two_prompts_queue_and_both_finish(server, photos, lora):
 
 
 def test_the_same_seed_gives_the_same_file(server, photos, lora):
-    """Retrained after the cache is emptied; the files differ in their dates alone."""
-    from safetensors.torch import load_file
-
+    """A photo that was touched, not changed, makes ComfyUI train again; the files differ in their dates alone."""
     loras = server.folders["base"] / "models/loras"
     files = []
     for _ in range(2):
         outputs, _ = run(server, prompt("train_and_save", lora))
         files.append(loras / outputs["EdgeTune_SaveLoRA"][0]["text"][0])
-        server.client.post("/free", {"unload_models": True, "free_memory": True})
-        time.sleep(1)
+        os.utime(photos / "0.png", ns=(1, 1))
     first, second = map(load_file, files)
     files[1].unlink()
     assert files[0] != files[1] and first.keys() == second.keys()
