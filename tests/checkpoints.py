@@ -18,16 +18,7 @@ except ImportError:  # run as a script, without conftest.py
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflows"))
     import standin
 
-UNET = {
-    "image_size": 32,
-    "in_channels": 4,
-    "out_channels": 4,
-    "use_spatial_transformer": True,
-    "legacy": False,
-    "model_channels": 320,
-    "use_temporal_attention": False,
-}
-SD1_UNET = UNET | {
+SD1_UNET = standin.UNET | {
     "channel_mult": [1, 2, 4, 4],
     "num_res_blocks": [2, 2, 2, 2],
     "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
@@ -38,7 +29,7 @@ SD1_UNET = UNET | {
     "use_linear_in_transformer": False,
 }
 SD2_UNET = SD1_UNET | {"context_dim": 1024, "use_linear_in_transformer": True}
-SDXL_UNET = UNET | {
+SDXL_UNET = standin.UNET | {
     "channel_mult": [1, 2, 4],
     "num_res_blocks": [2, 2, 2],
     "transformer_depth": [0, 0, 2, 2, 10, 10],

@@ -23,13 +23,16 @@ BLOCK_SIZE = 2**22  # random numbers drawn; larger tensors repeat them
 EMBEDDING_STD = 0.02
 DTYPES = {torch.float16: "F16", torch.float32: "F32", torch.int64: "I64"}
 
-SMALL_UNET = {
+UNET = {  # what SD 1.x, 2.x and XL have in common
     "image_size": 32,
     "in_channels": 4,
     "out_channels": 4,
     "use_spatial_transformer": True,
     "legacy": False,
     "model_channels": 320,
+    "use_temporal_attention": False,
+}
+SMALL_UNET = UNET | {
     "channel_mult": [1, 1],
     "num_res_blocks": [1, 1],
     "transformer_depth": [1, 1],
@@ -38,7 +41,6 @@ SMALL_UNET = {
     "context_dim": 768,
     "adm_in_channels": None,
     "use_linear_in_transformer": False,
-    "use_temporal_attention": False,
 }
 
 
