@@ -147,9 +147,10 @@ def test_writers_at_the_same_time_each_get_a_file(tmp_path):
         assert all(torch.equal(load_file(p)[key], value) for key, value in lora(seed=seed).items())
 
 
-@pytest.mark.parametrize(
-    "width, base", [(768, "sd_v1"), (1024, "sd_v2"), (2048, "sdxl_base_v1-0"), (512, "unknown")], ids=str
-)
+BASES = [(128, "edgetune_pocket"), (768, "sd_v1"), (1024, "sd_v2"), (2048, "sdxl_base_v1-0"), (512, "unknown")]
+
+
+@pytest.mark.parametrize("width, base", BASES, ids=str)
 def test_without_a_report_the_base_model_is_read_off_the_tensors(width, base):
     metadata = lora_metadata(lora(width), "dog", None)
     assert metadata["ss_base_model_version"] == base

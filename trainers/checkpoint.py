@@ -19,8 +19,14 @@ from torch import Tensor
 from .report import Report
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-BASE_VERSIONS = {768: "sd_v1", 1024: "sd_v2", 2048: "sdxl_base_v1-0"}  # by token width, in kohya's words
+BASE_VERSIONS = {  # by token width, in kohya's words where there are any
+    128: "edgetune_pocket",
+    768: "sd_v1",
+    1024: "sd_v2",
+    2048: "sdxl_base_v1-0",
+}
 ARCHITECTURES = {
+    "edgetune_pocket": "edgetune-pocket/lora",
     "sd_v1": "stable-diffusion-v1/lora",
     "sd_v2": "stable-diffusion-v2-512/lora",
     "sdxl_base_v1-0": "stable-diffusion-xl-v1-base/lora",
