@@ -10,6 +10,7 @@ from comfyui import start_server
 from pack.workflows.runtime import ROOT
 
 NODES = {
+    "EdgeTune_LoadPocketModel": "Load Pocket Model",
     "EdgeTune_LoadSubjectImages": "Load Subject Images",
     "EdgeTune_SelectiveTrainer": "Selective BP/ZO Trainer",
     "EdgeTune_SaveLoRA": "Save LoRA",
