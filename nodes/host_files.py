@@ -2,31 +2,49 @@
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import folder_paths
+
+from ..trainers.pocket.subjects import PHOTOS, SUBJECTS
+
+POCKET = " [pocket]"  # behind the names of subjects that come with the pack, as in ComfyUI's "x.png [output]"
+SHIPPED = {name + POCKET: PHOTOS.resolve() / name for name in SUBJECTS}
+
+
+class PhotoFolder(NamedTuple):
+    """A folder with photos, and the folder that links in it may not leave."""
+
+    path: Path
+    root: Path
+
+
+def photo_folders() -> list[str]:
+    """What photo_folder takes: all folders inside the input folder, then the subjects that come with the pack."""
+    own = folder_paths.get_input_subfolders()  # with forward slashes
+    return own + [name for name in SHIPPED if name not in own]
+
+
+def photo_folder(name: str) -> PhotoFolder:
+    """The folder of this name inside the input folder, or else the shipped subject's. ValueError where neither is."""
+    name, root = str(name), input_root()
+    own = _inside(root, name)
+    if own is not None and os.path.isdir(own):  # False, not an error, for a name too long
+        return PhotoFolder(own, root)
+    if name in SHIPPED:
+        return PhotoFolder(SHIPPED[name], PHOTOS.resolve())
+    if name.endswith(POCKET):
+        raise ValueError(f"folder: the pack has no subject {name!r}; it has {', '.join(SHIPPED)}")
+    if own is None:
+        raise ValueError(f"folder: got {name!r}; needs a sub-folder of ComfyUI's input folder, {root}")
+    raise ValueError(
+        f"folder: there is no folder {name!r} in {root}; put the photos there, or reload the list (press R)"
+    )
 
 
 def input_root() -> Path:
     """ComfyUI's input folder, links resolved."""
     return Path(folder_paths.get_input_directory()).resolve()
-
-
-def input_subfolders() -> list[str]:
-    """Names of all folders inside the input folder, with forward slashes."""
-    return folder_paths.get_input_subfolders()
-
-
-def input_folder(name: str) -> Path:
-    """The folder of this name inside the input folder. ValueError where there is none, or it leads outside."""
-    root = input_root()
-    path = _inside(root, str(name))
-    if path is None:
-        raise ValueError(f"folder: got {name!r}; needs a sub-folder of ComfyUI's input folder, {root}")
-    if not os.path.isdir(path):  # False, not an error, for a name too long
-        raise ValueError(
-            f"folder: there is no folder {name!r} in {root}; put the photos there, or reload the list (press R)"
-        )
-    return path
 
 
 def loras_root() -> Path:

@@ -1,7 +1,5 @@
 """Load Subject Images: the photos every trainer of the pack learns from."""
 
-from pathlib import Path
-
 from comfy_api.latest import io
 
 from ..trainers.captions import CAPTIONS
@@ -16,7 +14,7 @@ from ..trainers.photos import (
     load_subject,
     subject_from_images,
 )
-from .host_files import input_folder, input_root, input_subfolders
+from .host_files import PhotoFolder, photo_folder, photo_folders
 from .sockets import SubjectSocket
 
 IMAGES_INPUT = "(images input)"
@@ -37,9 +35,10 @@ class LoadSubjectImages(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "folder",
-                    options=[IMAGES_INPUT, *input_subfolders()],
+                    options=[IMAGES_INPUT, *photo_folders()],
                     tooltip="A folder inside ComfyUI's input folder. All photos in it are used: JPEG, PNG, WebP, BMP, "
-                    "TIFF, GIF, AVIF, and HEIC where pillow-heif is installed. "
+                    "TIFF, GIF, AVIF, and HEIC where pillow-heif is installed. Names that end in [pocket] are toys "
+                    "that come with the pack, made for Load Pocket Model at 128 pixels. "
                     f"{IMAGES_INPUT} takes the connected images instead.",
                 ),
                 io.String.Input(
@@ -54,8 +53,8 @@ class LoadSubjectImages(io.ComfyNode):
                     min=MIN_RESOLUTION,
                     max=MAX_RESOLUTION,
                     step=8,
-                    tooltip="Side of the training images in pixels. 512 for SD 1.5, 768 for SD 2.1, 1024 for SDXL; "
-                    "less saves memory.",
+                    tooltip="Side of the training images in pixels. 512 for SD 1.5, 768 for SD 2.1, 1024 for SDXL, "
+                    "128 for the pocket model; less saves memory.",
                 ),
                 io.Image.Input(
                     "images",
@@ -120,7 +119,7 @@ class LoadSubjectImages(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, folder, **_) -> str:
         try:
-            return folder_fingerprint(input_folder(folder))
+            return folder_fingerprint(photo_folder(folder).path)
         except (ValueError, OSError):  # no folder to watch; execute says so if it needs one
             return ""
 
@@ -128,7 +127,8 @@ class LoadSubjectImages(io.ComfyNode):
     def execute(cls, folder, images=None, **options) -> io.NodeOutput:
         settings = SubjectSettings(**options)
         if images is None:
-            loaded = load_subject(_chosen_folder(folder), settings, root=input_root())
+            chosen = _chosen_folder(folder)
+            loaded = load_subject(chosen.path, settings, chosen.root)
             source = f"folder {folder}"
         else:
             loaded = subject_from_images(images, settings)
@@ -137,10 +137,10 @@ class LoadSubjectImages(io.ComfyNode):
         return io.NodeOutput(loaded.subject, image_batch(loaded.subject), report, ui={"text": [report]})
 
 
-def _chosen_folder(name: str) -> Path:
+def _chosen_folder(name: str) -> PhotoFolder:
     if name == IMAGES_INPUT:
         raise ValueError(
             f"folder: got {name!r}, but nothing is connected to images; connect images, "
             "or choose the sub-folder of ComfyUI's input folder that holds the photos"
         )
-    return input_folder(name)
+    return photo_folder(name)

@@ -7,16 +7,10 @@ they stand for.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
+import standin
 import torch
-
-try:
-    from pack.workflows import standin
-except ImportError:  # run as a script, without conftest.py
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflows"))
-    import standin
 
 SD1_UNET = standin.UNET | {
     "channel_mult": [1, 2, 4, 4],

@@ -8,7 +8,7 @@ import folder_paths
 import numpy as np
 import pytest
 import torch
-from pack.nodes.host_files import input_folder
+from pack.nodes.host_files import SHIPPED, photo_folder
 from pack.nodes.load_subject import IMAGES_INPUT, LoadSubjectImages
 from pack.trainers.photos import Subject, SubjectSettings
 from PIL import Image
@@ -79,9 +79,9 @@ def test_new_folders_are_offered_without_a_restart(input_dir):
     def options() -> list[str]:
         return LoadSubjectImages.define_schema().inputs[0].options
 
-    assert options() == [IMAGES_INPUT, "dog"]
+    assert options() == [IMAGES_INPUT, "dog", *SHIPPED]
     (input_dir / "toys" / "car").mkdir(parents=True)
-    assert options() == [IMAGES_INPUT, "dog", "toys", "toys/car"]
+    assert options() == [IMAGES_INPUT, "dog", "toys", "toys/car", *SHIPPED]
 
 
 def test_a_folder_becomes_a_subject_a_batch_and_a_report(input_dir):
@@ -116,7 +116,40 @@ def test_a_resolution_or_choice_that_slipped_past_the_widgets_is_refused(input_d
             run("dog", **{name: value})
 
 
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_subject_is_loaded_as_any_folder_is(input_dir, registered, name):
+    assert validation_errors(name) == []
+    subject, images, report = run(name, resolution=128).result
+    assert [photo.name for photo in subject.photos] == [f"{number}.png" for number in range(1, 6)]
+    assert images.shape == (5, 128, 128, 3)
+    assert f"5 photos from folder {name}" in report and "upscaled" not in report.lower()
+    assert fingerprint(name) == fingerprint(name) != ""
+
+
+def test_a_shipped_subject_gives_way_to_a_folder_of_its_name(input_dir):
+    before = fingerprint("robot [pocket]")
+    (input_dir / "dog").rename(input_dir / "robot [pocket]")
+    offered = LoadSubjectImages.define_schema().inputs[0].options
+    assert offered.count("robot [pocket]") == 1 and sorted(offered[1:]) == sorted(SHIPPED)
+    assert [photo.name for photo in run("robot [pocket]").result[0].photos] == ["1.png", "2.png"]
+    assert fingerprint("robot [pocket]") != before
+
+
+def test_an_unknown_subject_is_answered_with_those_there_are(input_dir, registered):
+    (unknown,) = validation_errors("teapot [pocket]")
+    assert "teapot" in unknown and all(name in unknown for name in SHIPPED)
+
+
 OUTSIDE = ["..", "../private", "dog/../..", "/", "/tmp", ".", "", "dog\0", "a" * 5000, "linked", 7]
+OUTSIDE += [
+    "../photos [pocket]",
+    "../robot [pocket]",
+    "clown/../robot [pocket]",
+    "/robot [pocket]",
+    " [pocket]",
+    "robot",
+]
+OUTSIDE += ["robot [pocket]/..", "robot [pocket]/../clown"]
 
 
 @pytest.mark.parametrize("name", OUTSIDE, ids=lambda name: repr(name)[:20])
@@ -125,14 +158,14 @@ def test_no_name_leads_out_of_the_input_folder(input_dir, name):
     private.mkdir()
     (input_dir / "linked").symlink_to(private)
     with pytest.raises(ValueError, match="^folder: "):
-        input_folder(name)
+        photo_folder(name)
     with pytest.raises(ValueError, match="^folder: "):
         run(name)
 
 
 def test_a_folder_is_found_by_any_name_that_stays_inside(input_dir):
     (input_dir / "toys").mkdir()
-    assert input_folder("toys/../dog") == input_folder("dog") == (input_dir / "dog").resolve()
+    assert photo_folder("toys/../dog") == photo_folder("dog") == ((input_dir / "dog").resolve(), input_dir.resolve())
 
 
 def test_an_input_folder_that_is_itself_a_link_works(input_dir, tmp_path):

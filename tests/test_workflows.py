@@ -12,6 +12,7 @@ import pytest
 from comfy_api.latest import io
 from pack.nodes import EdgeTune
 from PIL import Image
+from pocket_workflows import CHECKPOINT_LOADER, PREFIX, SETTINGS, api_text, api_variant, canvas_text, canvas_variant
 
 FOLDER = Path(__file__).resolve().parents[1] / "workflows"
 HELP = FOLDER.parent / "web" / "docs"
@@ -23,6 +24,7 @@ TITLE_HEIGHT = 30
 THUMBNAIL_WIDTH, THUMBNAIL_BYTES = 640, 80_000
 
 every_workflow = pytest.mark.parametrize("name", NAMES)
+every_pocket_workflow = pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(PREFIX)])
 
 
 def canvas(name: str) -> dict:
@@ -111,10 +113,11 @@ def test_the_canvas_has_the_sockets_and_widgets_of_our_nodes_in_their_order(name
 
 @every_workflow
 def test_the_values_of_our_nodes_are_their_defaults(name):
-    """Except the folder, which has none. A workflow that is tuned says so here."""
+    """Except the folder, which has none, and the settings for the pocket model, which stand in one place."""
     for node in twin(name).values():
+        tuned = SETTINGS.get(node["class_type"], {}) if name.startswith(PREFIX) else {}
         for item in getattr(SCHEMAS.get(node["class_type"]), "inputs", []):
-            if is_widget(item) and item.default is not None:
+            if is_widget(item) and item.default is not None and item.id not in tuned:
                 assert node["inputs"][item.id] == item.default, (node["class_type"], item.id)
 
 
@@ -137,8 +140,21 @@ def test_a_second_run_repeats_the_first(name):
         assert not {"randomize", "increment", "decrement"} & {str(value) for value in node.get("widgets_values", [])}
 
 
-def test_before_and_after_differ_in_the_model_only():
-    before, after = (node["inputs"] for node in twin("train_and_compare").values() if node["class_type"] == "KSampler")
+@every_pocket_workflow
+def test_a_pocket_workflow_is_its_original_with_another_model(name):
+    original = name.removeprefix(PREFIX)
+    assert (FOLDER / f"{name}.json").read_text(encoding="utf-8") == canvas_text(canvas_variant(original))
+    assert (FOLDER / "api" / f"{name}.json").read_text(encoding="utf-8") == api_text(api_variant(original))
+
+
+def test_every_workflow_that_needs_a_checkpoint_has_a_variant_that_needs_nothing():
+    loading = {name for name in NAMES if CHECKPOINT_LOADER in (node["class_type"] for node in twin(name).values())}
+    assert loading and {PREFIX + name for name in loading} == {name for name in NAMES if name.startswith(PREFIX)}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "compare" in name])
+def test_before_and_after_differ_in_the_model_only(name):
+    before, after = (node["inputs"] for node in twin(name).values() if node["class_type"] == "KSampler")
     assert {key for key in before if before[key] != after[key]} == {"model"}
 
 

@@ -1,31 +1,29 @@
-"""From a folder of photos to pictures, a LoRA and a report, with one command.
+"""From a few photos to pictures, a LoRA and a report, with one command.
 
-    python workflows/demo.py --photos FOLDER --checkpoint FILE
+    python workflows/demo.py
 
-Sets up what it needs inside the checkout, starts ComfyUI, uploads the photos through its API, runs a workflow from
-workflows/api/, and says where the results are. Every option can be left out.
+Sets up what it needs inside the checkout, starts ComfyUI, runs a workflow from workflows/api/ through its API, and says
+where the results are. Without options it teaches the pocket model, which comes with the pack, a toy that comes with it
+too. With --checkpoint and --photos it does the same with a real model and your own subject.
 """
 
 import argparse
 import contextlib
 import importlib.util
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import photos
 import prompts
 import runtime
 from runtime import ROOT, SetupError, say
 
-EXAMPLE_PHOTOS = ROOT.parent / "shared" / "dreambooth" / "dog6"
-PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic"}
-STANDIN = "edgetune_standin.safetensors"
-STANDIN_SETTINGS = {"resolution": 256, "steps": 24}
-STANDIN_SAMPLING = {("KSampler", "steps"): 8}
+POCKET_WORKFLOW, CHECKPOINT_WORKFLOW = "pocket_train_and_compare", "train_and_compare"
+CHECKPOINT_LOADER, PHOTO_LOADER = "CheckpointLoaderSimple", "EdgeTune_LoadSubjectImages"
 WITH_STEPS = (
     "EdgeTune_SelectiveTrainer",
     "EdgeTune_HollowedNetTrainer",
@@ -34,36 +32,53 @@ WITH_STEPS = (
 )
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, help="folder with 3 to 6 photos of one subject")
-    parser.add_argument("--token", default="sks dog", help='rare word and kind of the subject (default: "sks dog")')
-    parser.add_argument("--prompt", help='what to draw (default: "a photo of a TOKEN on a beach")')
-    parser.add_argument("--checkpoint", help="name in ComfyUI's models/checkpoints, or a path to a file")
+    subject = parser.add_mutually_exclusive_group()
+    subject.add_argument("--subject", choices=photos.shipped_subjects(), help="a toy that comes with the pack")
+    subject.add_argument("--photos", type=Path, help="folder with 3 to 6 photos of one subject")
+    parser.add_argument(
+        "--token", help='rare word and kind of the subject (default: "sks toy"; with --checkpoint, "sks dog")'
+    )
+    parser.add_argument(
+        "--prompt", help="what to draw (default: the token on green grass; with --checkpoint, on the beach)"
+    )
+    parser.add_argument(
+        "--checkpoint", help="a real model: a name in ComfyUI's models/checkpoints, or a path to a file"
+    )
     parser.add_argument("--steps", type=int, help="training steps")
     parser.add_argument("--resolution", type=int, help="side of the training images and of the pictures, in pixels")
-    parser.add_argument("--workflow", default="train_and_compare", help="name of a file in workflows/api/")
+    parser.add_argument("--workflow", help="name of a file in workflows/api/")
     parser.add_argument(
         "--out", type=Path, help="folder for the results (default: in ComfyUI's output folder; with --server, here)"
     )
     parser.add_argument("--server", help="address of a running ComfyUI with this pack, for example http://host:8188")
     parser.add_argument("--python", type=Path, help="Python of the ComfyUI that COMFYUI_PATH names (default: this one)")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def main() -> None:
-    arguments = parse_arguments()
+    arguments = parse_arguments(sys.argv[1:])
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):  # leave through the with blocks, so that the server ends too
             signal.signal(getattr(signal, name), lambda *_: sys.exit(143))
     try:
-        prompt = prompts.read_workflow(arguments.workflow)
+        prompt = choose_workflow(arguments)
         comfyui = set_up(arguments)
         run_demo(arguments, prompt, comfyui)
     except (RuntimeError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("Stopped.")
+
+
+def choose_workflow(arguments: argparse.Namespace) -> prompts.Prompt:
+    """The workflow that was named, or else the comparison for the pocket model or for a checkpoint."""
+    default = CHECKPOINT_WORKFLOW if arguments.checkpoint else POCKET_WORKFLOW
+    prompt = prompts.read_workflow(arguments.workflow or default)
+    if arguments.checkpoint and not prompts.has(prompt, CHECKPOINT_LOADER):
+        raise SetupError(f"The workflow {arguments.workflow} loads no checkpoint; leave out one of the two options")
+    return prompt
 
 
 def set_up(arguments: argparse.Namespace) -> Path | None:
@@ -91,20 +106,19 @@ def run_demo(arguments: argparse.Namespace, prompt: prompts.Prompt, comfyui: Pat
     run_name = time.strftime("edgetune_demo_%Y%m%d-%H%M%S")
     with tempfile.TemporaryDirectory(prefix="edgetune-demo-") as scratch:
         with open_server(arguments, comfyui, Path(scratch)) as client:
-            checkpoint = None
-            if prompts.has(prompt, "CheckpointLoaderSimple"):
-                checkpoint = choose_checkpoint(client, arguments.checkpoint, comfyui, Path(scratch))
-            if prompts.has(prompt, "EdgeTune_LoadSubjectImages"):
-                upload(client, find_photos(arguments.photos, comfyui, Path(scratch)), run_name)
-            fill(prompt, arguments, checkpoint, run_name)
+            checkpoint = folder = None
+            if prompts.has(prompt, CHECKPOINT_LOADER):
+                checkpoint = choose_checkpoint(client, arguments.checkpoint)
+            if prompts.has(prompt, PHOTO_LOADER):
+                folder = choose_photos(client, arguments, run_name, is_pocket=checkpoint is None)
+            fill(prompt, arguments, checkpoint, folder)
+            prompts.prefix_files(prompt, run_name)
             started = time.monotonic()
             entry = run_prompt(client, prompt)
             seconds = time.monotonic() - started
-            folder = arguments.out or (comfyui / "output" if comfyui else Path.cwd()) / run_name
-            found = collect(client, prompt, entry, folder)
+            results = arguments.out or (comfyui / "output" if comfyui else Path.cwd()) / run_name
+            found = collect(client, prompt, entry, results)
     summarise(found, seconds)
-    if checkpoint == STANDIN:
-        say("The checkpoint was the stand-in with random weights: its pictures are noise. Name a real one to see more.")
 
 
 @contextlib.contextmanager
@@ -143,93 +157,42 @@ def offer_checkpoint(named: str | None, folder: Path) -> Path:
     return folder
 
 
-def choose_checkpoint(client, named: str | None, comfyui: Path | None, scratch: Path) -> str:
-    """Name of the checkpoint to load: the one asked for, else one that is there, else the stand-in, made now."""
-    names = client.options("CheckpointLoaderSimple", "ckpt_name")
+def choose_checkpoint(client, named: str | None) -> str:
+    """Name of the checkpoint to load: the one asked for, else the first that is there."""
+    names = client.options(CHECKPOINT_LOADER, "ckpt_name")
     if named:
         name = Path(named).name if Path(named).is_file() else named
         if name not in names:
             raise SetupError(f"The server has no checkpoint {named}. It has: {', '.join(names) or 'none'}")
         return name
-    real = [name for name in names if name != STANDIN]
-    if real:
-        say(f"Checkpoint: {real[0]} (choose with --checkpoint; there are {len(real)})")
-        return real[0]
-    if comfyui is None:
-        raise SetupError("The server has no checkpoints")
-    say(
-        "No checkpoint found, so a small stand-in with RANDOM WEIGHTS is used: every step runs, the pictures are noise."
-    )
-    if STANDIN not in names:
-        make_standin(comfyui, scratch)
-    return STANDIN
+    if not names:
+        raise SetupError("This workflow needs a checkpoint, and the server has none: name one with --checkpoint")
+    say(f"Checkpoint: {names[0]} (choose with --checkpoint; there are {len(names)})")
+    return names[0]
 
 
-def make_standin(comfyui: Path, scratch: Path) -> None:
-    """Write the stand-in into the fetched ComfyUI, where it stays, or beside a ComfyUI of the user's."""
-    is_ours = comfyui == runtime.COMFYUI
-    path = (comfyui / "models" / "checkpoints" if is_ours else scratch / "checkpoints") / STANDIN
-    command = [sys.executable, Path(__file__).with_name("standin.py"), path, "--comfyui", comfyui]
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode != 0:
-        raise SetupError(f"The stand-in could not be made:\n{result.stderr}")
+def choose_photos(client, arguments: argparse.Namespace, run_name: str, is_pocket: bool) -> str | None:
+    """The folder to load photos from, where those that are not on the server are uploaded to; None: the workflow's."""
+    if arguments.subject:
+        return photos.shipped_folder(arguments.subject)
+    if is_pocket and not arguments.photos:
+        say("The pocket model learns a toy that comes with the pack; --subject chooses another.")
+        return None
+    photos.upload(client, photos.find_photos(arguments.photos), run_name)
+    return run_name
 
 
-def upload(client, photos: list[Path], folder: str) -> None:
-    say(f"Uploading {len(photos)} photos from {photos[0].parent} to the input folder {folder}")
-    for photo in photos:
-        client.upload_image(photo, folder)
-
-
-def find_photos(named: Path | None, comfyui: Path | None, scratch: Path) -> list[Path]:
-    """The photos to learn from: those named, else the example photos, else crops of ComfyUI's example picture."""
-    folder = named or EXAMPLE_PHOTOS
-    if named and not named.is_dir():
-        raise SetupError(f"--photos {named} is not a folder")
-    if folder.is_dir():
-        photos = sorted(path for path in folder.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES)
-        if not photos:
-            raise SetupError(f"There are no photos in {folder}")
-        return photos
-    if comfyui is None:
-        raise SetupError("--photos is needed with --server")
-    say("No --photos, so four crops of ComfyUI's example picture are used.")
-    return crop_example(comfyui / "input" / "example.png", scratch / "photos")
-
-
-def crop_example(picture: Path, folder: Path) -> list[Path]:
-    """Four overlapping squares of a picture, as files."""
-    from PIL import Image
-
-    folder.mkdir()
-    image = Image.open(picture).convert("RGB")
-    side = min(image.size) * 3 // 4
-    corners = [(x, y) for x in (0, image.width - side) for y in (0, image.height - side)]
-    paths = [folder / f"crop{i}.png" for i in range(len(corners))]
-    for (x, y), path in zip(corners, paths, strict=True):
-        image.crop((x, y, x + side, y + side)).save(path)
-    return paths
-
-
-def fill(prompt: prompts.Prompt, arguments: argparse.Namespace, checkpoint: str | None, run_name: str) -> None:
-    """Put what was asked for into the workflow; what was not named stays as the workflow has it."""
-    settings = dict(STANDIN_SETTINGS) if checkpoint == STANDIN else {}
-    settings |= {name: value for name in ("steps", "resolution") if (value := getattr(arguments, name)) is not None}
-    values = {
-        ("CheckpointLoaderSimple", "ckpt_name"): checkpoint,
-        ("EdgeTune_LoadSubjectImages", "folder"): run_name,
-        ("EdgeTune_LoadSubjectImages", "instance_prompt"): f"a photo of a {arguments.token}",
-    }
-    if checkpoint == STANDIN:
-        values |= STANDIN_SAMPLING
-    if "steps" in settings:
-        values |= {(node, "steps"): settings["steps"] for node in WITH_STEPS}
-    if "resolution" in settings:
-        values[("EdgeTune_LoadSubjectImages", "resolution")] = settings["resolution"]
-        values |= {("EmptyLatentImage", side): settings["resolution"] for side in ("width", "height")}
-    prompts.fill(prompt, values)
-    prompts.fill_positive(prompt, arguments.prompt or f"a photo of a {arguments.token} on a beach")
-    prompts.prefix_files(prompt, run_name)
+def fill(prompt: prompts.Prompt, arguments: argparse.Namespace, checkpoint: str | None, folder: str | None) -> None:
+    """Put what was asked for into the workflow; what is None stays as the workflow has it."""
+    values = {(CHECKPOINT_LOADER, "ckpt_name"): checkpoint, (PHOTO_LOADER, "folder"): folder}
+    values |= {(node, "steps"): arguments.steps for node in WITH_STEPS}
+    values |= {(PHOTO_LOADER, "resolution"): arguments.resolution}
+    values |= {("EmptyLatentImage", side): arguments.resolution for side in ("width", "height")}
+    prompts.fill(prompt, {place: value for place, value in values.items() if value is not None})
+    if arguments.token:
+        prompts.rename_subject(prompt, arguments.token)
+    if arguments.prompt:
+        prompts.fill_positive(prompt, arguments.prompt)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Workflows in API format: read one, set values in it by what a node is or is called, tell what its outputs are."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 Prompt = dict[str, dict]  # node id -> {"class_type", "inputs", "_meta": {"title"}}
@@ -38,10 +39,27 @@ def fill(prompt: Prompt, values: Mapping[tuple[str, str], object]) -> None:
 
 def fill_positive(prompt: Prompt, text: str) -> None:
     """Set the text that every sampler follows. What it shall avoid stays."""
-    for node in list(prompt.values()):
-        link = node["inputs"].get("positive")
-        if is_link(link) and "text" in prompt[link[0]]["inputs"]:
-            set_input(prompt, prompt[link[0]], "text", text)
+    for node in _positives(prompt):
+        set_input(prompt, node, "text", text)
+
+
+def positive(prompt: Prompt) -> str:
+    """The text that the samplers follow; empty where there is none, or another node makes it."""
+    texts = (node["inputs"]["text"] for node in _positives(prompt))
+    return next((text for text in texts if isinstance(text, str)), "")
+
+
+def rename_subject(prompt: Prompt, token: str) -> None:
+    """Say the token wherever a text of the workflow says "sks dog", or sks and another noun."""
+    for node in prompt.values():
+        for name, value in node["inputs"].items():
+            if isinstance(value, str):
+                node["inputs"][name] = re.sub(r"\bsks \w+", lambda _: token, value)
+
+
+def _positives(prompt: Prompt) -> Iterator[dict]:
+    links = [node["inputs"].get("positive") for node in prompt.values()]
+    yield from (prompt[link[0]] for link in links if is_link(link) and "text" in prompt[link[0]]["inputs"])
 
 
 def prefix_files(prompt: Prompt, folder: str) -> None:

@@ -2,21 +2,34 @@
 
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from client import Client
-from prompts import Prompt, title
+from prompts import Prompt, positive, title
 from runtime import say
+from sheet import sheet
 
 LINE_INTERVAL_S = 10  # between lines of progress where a line cannot be rewritten
 CANCEL_TIMEOUT_S = 120
+
+SHEET_ROWS = {  # title of a node -> what stands over its pictures
+    "Photos": "The photos to learn from",
+    "Before": 'Before training: "{}"',
+    "After": "After training: the same prompt and seed",
+}
+LOOK = """\
+  The last row is drawn with the LoRA, the row above it without: same prompt, same seed. Before training the model does
+  not know the subject of the photos; in the last row it should be there, in the place that the prompt names."""
 
 
 @dataclass
 class Results:
     """Files of one run, and the first line of each report."""
 
+    folder: Path
+    sheet: Path | None = None  # photos, before and after in one picture, where the run made these
     pictures: dict[Path, str] = field(default_factory=dict)  # file -> title of the node that made it
     loras: list[str] = field(default_factory=list)  # paths on the server
     reports: list[Path] = field(default_factory=list)
@@ -75,7 +88,7 @@ def run_prompt(client: Client, prompt: Prompt) -> dict:
 
 def collect(client: Client, prompt: Prompt, entry: dict, folder: Path) -> Results:
     """Everything a run left, fetched into the folder where it is not there already."""
-    results = Results()
+    results = Results(folder)
     texts = []
     folder.mkdir(parents=True, exist_ok=True)
     for node_id, output in entry["outputs"].items():
@@ -92,20 +105,36 @@ def collect(client: Client, prompt: Prompt, entry: dict, folder: Path) -> Result
     if texts:
         results.reports.insert(0, folder / "report.txt")
         results.reports[0].write_text("\n".join(texts), encoding="utf-8")
+    results.sheet = _write_sheet(results, positive(prompt))
     return results
 
 
 def summarise(results: Results, seconds: float) -> None:
-    """Say where each thing is."""
+    """Say where each thing is, and what to look at."""
     say(f"\nDone in {seconds:.0f} s.")
-    for path, name in results.pictures.items():
-        say(f"  picture  {path}  ({name})")
+    if results.sheet:
+        say(f"\nLook at this first: {results.sheet}\n{LOOK}\n")
+    counts = Counter(results.pictures.values())
+    if counts:
+        say(f"  pictures {results.folder}  ({', '.join(f'{name}: {count}' for name, count in counts.items())})")
     for path in results.loras:
         say(f"  LoRA     {path}")
     for path in results.reports:
         say(f"  report   {path}")
     for line in results.summaries:
         say(line)
+
+
+def _write_sheet(results: Results, text: str) -> Path | None:
+    """The pictures before and after, and the photos where the workflow shows them, on one sheet."""
+    by_name: dict[str, list[Path]] = {}
+    for path, name in results.pictures.items():
+        by_name.setdefault(name, []).append(path)
+    if not {"Before", "After"} <= by_name.keys():
+        return None
+    path = results.folder / "sheet.png"
+    sheet({caption.format(text): by_name[name] for name, caption in SHEET_ROWS.items() if name in by_name}).save(path)
+    return path
 
 
 def _fetch(client: Client, view: dict, name: str, folder: Path) -> Path:

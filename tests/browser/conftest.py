@@ -4,96 +4,19 @@ Playwright's loop keeps asyncio.run from working in this thread while a browser 
 module that opened them, and these tests ask the server through the page.
 """
 
-import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
-from checkpoints import cached_checkpoint
 from comfyui import start_server
+from frontend import ARGUMENTS, SIZE, Canvas
 from pack.workflows.client import Server
 from PIL import Image
-from playwright.sync_api import ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import sync_playwright
 
 CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
 PACK_NAME = "EdgeTune-main"  # ComfyUI 0.30 serves no web/ of a pack with a space in its name
 SUBJECT = "my_subject"
-LORA = "edgetune/my_subject.safetensors"
-
-ARGUMENTS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
-SIZE = {"width": 1600, "height": 900}
-SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.RightSidePanel.IsOpen": False}
-READY = "() => window.app?.vueAppReady && window.app.canvas && window.app.graph"
-SETTLE_MS = 1000  # the check for missing models comes after the graph is drawn
-LOCATE = """id => {
-    const { canvas, ds } = app.canvas, node = app.graph.getNodeById(id), frame = canvas.getBoundingClientRect();
-    return [0, 1].map(i => [frame.x, frame.y][i] + (node.pos[i] + [60, -15][i] + ds.offset[i]) * ds.scale);
-}"""
-
-
-class Canvas:
-    """One tab with ComfyUI in it."""
-
-    def __init__(self, page: Page, url: str, is_nodes2: bool):
-        self.page, self.url, self.is_nodes2 = page, url, is_nodes2
-        self.messages: list[str] = []  # warnings and errors since the last workflow was opened
-        page.on("console", self._note)
-        page.on("pageerror", lambda error: self.messages.append(f"uncaught: {error}"))
-        page.route("**/*", lambda route: route.continue_() if self._is_local(route.request.url) else route.abort())
-        settings = SETTINGS | {"Comfy.VueNodes.Enabled": is_nodes2}
-        assert page.request.post(f"{url}/api/settings", data=settings).ok
-        page.goto(url)
-        page.wait_for_function(READY)
-        page.wait_for_timeout(SETTLE_MS)
-        self.loaded_messages, self.messages = self.messages, []
-
-    def get_json(self, path: str) -> dict:
-        """The server's answer to a GET request."""
-        return self.page.request.get(self.url + path).json()
-
-    def open(self, workflow: dict, name: str) -> None:
-        """Open a workflow as the template browser does."""
-        self.messages.clear()
-        load = "([data, name]) => app.loadGraphData(data, true, true, name, { openSource: 'template' })"
-        self.page.evaluate(load, [workflow, name])
-        self.page.wait_for_timeout(SETTLE_MS)
-
-    def export(self) -> dict:
-        """What "Export (API)" writes."""
-        text = self.page.evaluate("async () => JSON.stringify((await app.graphToPrompt()).output)")
-        return json.loads(text)
-
-    def receive(self, kind: str, data: dict) -> None:
-        """Let the frontend handle a message as if the server had sent it."""
-        message = json.dumps({"type": kind, "data": data})
-        self.page.evaluate("m => app.api.socket.dispatchEvent(new MessageEvent('message', { data: m }))", message)
-
-    def complaints(self) -> list[str]:
-        """Texts of the error messages, notices and dialogs that are on the page."""
-        marks = '[data-testid="error-overlay"], [data-testid="error-dialog"], .p-toast-message-error, [role="dialog"]'
-        return [found.inner_text() for found in self.page.locator(marks).all() if found.is_visible()]
-
-    def select(self, node_id: int) -> None:
-        """Click on a node's title."""
-        self.page.mouse.click(*self.page.evaluate(LOCATE, node_id))
-
-    def wait(self, condition: Callable[[], bool], timeout_s: float) -> None:
-        """Return when the condition holds."""
-        deadline = time.monotonic() + timeout_s
-        while not condition():
-            assert time.monotonic() < deadline, f"waited {timeout_s} s in vain"
-            self.page.wait_for_timeout(100)
-
-    def _is_local(self, address: str) -> bool:
-        return address.startswith((self.url, "data:", "blob:"))
-
-    def _note(self, message: ConsoleMessage) -> None:
-        source = (message.location or {}).get("url", "")
-        if message.type in ("warning", "error") and (not source or self._is_local(source)):
-            self.messages.append(f"{message.type}: {message.text} ({source})")
+LORAS = ("my_subject", "my_toy")
 
 
 @pytest.fixture(scope="session")
@@ -105,10 +28,11 @@ def server(tmp_path_factory) -> Iterator[Server]:
     photos.mkdir(parents=True)
     for i, colour in enumerate(("red", "green", "blue", "white")):
         Image.new("RGB", (96, 80), colour).save(photos / f"{i}.png")
-    (folder / "models/checkpoints" / CHECKPOINT).symlink_to(cached_checkpoint("standin"))
-    lora = folder / "models/loras" / LORA
-    lora.parent.mkdir(parents=True)
-    lora.touch()  # listed, and never loaded here
+    loras = folder / "models/loras/edgetune"
+    loras.mkdir(parents=True)
+    listed = [folder / "models/checkpoints" / CHECKPOINT, *(loras / f"{name}.safetensors" for name in LORAS)]
+    for file in listed:  # and never loaded here
+        file.touch()
     with running:
         yield running
 

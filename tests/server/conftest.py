@@ -1,22 +1,22 @@
-"""What every test with a server needs in it: a checkpoint the stock loader takes, and pictures."""
+"""What tests with a server need in it beside the pocket model: pictures, and a checkpoint the stock loader takes."""
+
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from checkpoints import cached_checkpoint
-from comfyui import start_server
 from PIL import Image
 
 CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"  # as the workflows name it
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory):
-    """A server whose Load Checkpoint offers the small stand-in under the name that the workflows use."""
-    folder = tmp_path_factory.mktemp("server")
-    server = start_server(folder)
-    (folder / "models/checkpoints" / CHECKPOINT).symlink_to(cached_checkpoint("standin"))
-    with server as running:
-        yield running
+@pytest.fixture
+def checkpoint(server) -> Iterator[None]:
+    """The small stand-in, in Load Checkpoint's list under the name that the workflows use."""
+    link = server.folders["base"] / "models/checkpoints" / CHECKPOINT
+    link.symlink_to(cached_checkpoint("standin"))
+    yield
+    link.unlink()
 
 
 @pytest.fixture

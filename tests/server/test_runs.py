@@ -2,13 +2,18 @@
 
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from pack.workflows.client import PromptFailed, PromptInterrupted, PromptRejected
 from pack.workflows.prompts import fill, read_workflow
+from pack.workflows.runtime import ROOT
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -46,9 +51,10 @@ def lora(server):
     (server.folders["base"] / "models/loras" / f"{name}.safetensors").unlink(missing_ok=True)
 
 
-def prompt(name: str, lora: str, **trainer) -> dict:
+def prompt(name: str, lora: str, folder: str = SUBJECT, **trainer) -> dict:
     filled = read_workflow(name)
-    fill(filled, SMALL | {("EdgeTune_SaveLoRA", "filename"): lora} | {(TRAINER, key): v for key, v in trainer.items()})
+    names = {("EdgeTune_SaveLoRA", "filename"): lora, ("EdgeTune_LoadSubjectImages", "folder"): folder}
+    fill(filled, SMALL | names | {(TRAINER, key): value for key, value in trainer.items()})
     return filled
 
 
@@ -66,11 +72,12 @@ def node_id(workflow: dict, class_type: str) -> str:
     return next(key for key, node in workflow.items() if node["class_type"] == class_type)
 
 
-def test_train_and_compare(server, photos, lora):
-    workflow = prompt("train_and_compare", lora)
+def test_train_and_compare(server, lora):
+    workflow = prompt("pocket_train_and_compare", lora, folder="robot [pocket]")
     outputs, events = run(server, workflow)
 
-    assert len(outputs["SaveImage"]) == 2
+    assert [len(output["images"]) for output in outputs["SaveImage"]] == [4, 4]
+    assert len(outputs["PreviewImage"][0]["images"]) == 5
     assert outputs["EdgeTune_SaveLoRA"][0]["text"] == [f"{lora}.safetensors"]
     (report,) = outputs[TRAINER][0]["report"]
     report = json.loads(report)
@@ -89,18 +96,37 @@ def test_train_and_compare(server, photos, lora):
     assert "Selective BP/ZO: 8 steps" in server.log.read_text(encoding="utf-8", errors="replace")
 
 
-def test_train_and_save_then_load(server, photos, lora):
-    outputs, _ = run(server, prompt("train_and_save", lora))
+@pytest.mark.parametrize("model", ["", "pocket_"], ids=["checkpoint", "pocket"])
+def test_train_and_save_then_load(server, checkpoint, photos, lora, model):
+    outputs, _ = run(server, prompt(f"{model}train_and_save", lora))
     assert outputs["LossGraphNode"][0]["images"]
     assert f"{lora}.safetensors" in server.client.options("LoraLoader", "lora_name")
 
-    workflow = prompt("use_trained_lora", lora)
+    workflow = prompt(f"{model}use_trained_lora", lora)
     fill(workflow, {("LoraLoader", "lora_name"): f"{lora}.safetensors"})
     log_before = server.log.stat().st_size
     outputs, _ = run(server, workflow)
     assert outputs["SaveImage"][0]["images"]
     log = server.log.read_bytes()[log_before:].decode(errors="replace")
     assert "lora key not loaded" not in log and "NOT LOADED" not in log
+
+
+def test_the_demo_ends_with_a_sheet_of_before_and_after(server, tmp_path):
+    """The README's first command, with two steps and a server that runs already."""
+    options = ["--server", server.url, "--out", str(tmp_path), "--subject", "clown", "--steps", "2"]
+    command = [sys.executable, str(ROOT / "workflows/demo.py"), *options]
+    demo = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert demo.returncode == 0, demo.stdout + demo.stderr
+
+    assert f"Look at this first: {tmp_path / 'sheet.png'}" in demo.stdout
+    assert all(count in demo.stdout for count in ("Photos: 5", "Before: 4", "After: 4"))
+    assert [len(list(tmp_path.glob(f"{row}_*.png"))) for row in ("Photos", "before", "after")] == [5, 4, 4]
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > sheet.height > 3 * 128
+    assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["steps"] == 2
+    lora = Path(re.search(r"^  LoRA +(.+)$", demo.stdout, re.MULTILINE)[1])
+    assert lora.is_file() and f"edgetune/{lora.name}" in server.client.options("LoraLoader", "lora_name")
+    lora.unlink()
 
 
 def test_dtap_preview(server):
@@ -110,7 +136,7 @@ def test_dtap_preview(server):
 
 
 def test_an_unchanged_graph_is_cached_and_a_changed_photo_retrains(server, photos, lora):
-    workflow = prompt("train_and_save", lora)
+    workflow = prompt("pocket_train_and_save", lora)
     trainer = node_id(workflow, TRAINER)
 
     def trained():
@@ -128,7 +154,7 @@ def test_an_unchanged_graph_is_cached_and_a_changed_photo_retrains(server, photo
 
 
 def test_cancel_stops_at_once_and_the_next_run_works(server, photos, lora):
-    workflow = prompt("train_and_save", lora, steps=100_000)
+    workflow = prompt("pocket_train_and_save", lora, steps=100_000)
     stopped = []
 
     def cancel_at_step_3(kind, data):
@@ -139,13 +165,13 @@ def test_cancel_stops_at_once_and_the_next_run_works(server, photos, lora):
     with pytest.raises(PromptInterrupted):
         server.client.run(workflow, on_event=cancel_at_step_3, timeout_s=120)
     assert time.perf_counter() - stopped[0] < 10  # a step takes some tenths of a second here
-    outputs, _ = run(server, prompt("train_and_save", lora))
+    outputs, _ = run(server, prompt("pocket_train_and_save", lora))
     assert outputs["EdgeTune_SaveLoRA"]
 
 
 def test_two_prompts_queue_and_both_finish(server, photos, lora):
     client = server.client
-    ids = [client.queue(prompt("train_and_save", lora, seed=seed)) for seed in (1, 2)]
+    ids = [client.queue(prompt("pocket_train_and_save", lora, seed=seed)) for seed in (1, 2)]
     entries = [client.wait(prompt_id, timeout_s=240) for prompt_id in ids]
     saved = {output["text"][0] for e in entries for output in e["outputs"].values() if "path" in output}
     assert saved == {f"{lora}.safetensors", f"{lora}_2.safetensors"}
@@ -157,7 +183,7 @@ def test_the_same_seed_gives_the_same_file(server, photos, lora):
     loras = server.folders["base"] / "models/loras"
     files = []
     for _ in range(2):
-        outputs, _ = run(server, prompt("train_and_save", lora))
+        outputs, _ = run(server, prompt("pocket_train_and_save", lora))
         files.append(loras / outputs["EdgeTune_SaveLoRA"][0]["text"][0])
         os.utime(photos / "0.png", ns=(1, 1))
     first, second = map(load_file, files)
@@ -178,7 +204,7 @@ BAD = {
 
 @pytest.mark.parametrize("values, words", BAD.values(), ids=BAD)
 def test_bad_input_is_named(server, photos, lora, values, words):
-    workflow = prompt("train_and_save", lora, steps=2)
+    workflow = prompt("pocket_train_and_save", lora, steps=2)
     fill(workflow, values)
     with pytest.raises((PromptRejected, PromptFailed), match=words):
         server.client.run(workflow, timeout_s=120)
@@ -187,4 +213,4 @@ def test_bad_input_is_named(server, photos, lora, values, words):
 def test_a_broken_photo_is_named_and_good_ones_are_not_dropped_in_silence(server, photos, lora):
     (photos / "2.png").write_bytes(b"not a picture")
     with pytest.raises(PromptFailed, match="2.png"):
-        server.client.run(prompt("train_and_save", lora), timeout_s=120)
+        server.client.run(prompt("pocket_train_and_save", lora), timeout_s=120)

@@ -1,17 +1,13 @@
-"""Writes checkpoint files with true names and shapes and random weights, and the small one that the demo falls back on.
+"""Writes checkpoint files with true names and shapes and random weights; the smallest is the stand-in for SD 1.5.
 
-    python workflows/standin.py PATH --comfyui FOLDER
-
-The stock Load Checkpoint takes the small one for SD 1.5: ComfyUI's detection fixes the width of the U-Net and of the
+The stock Load Checkpoint takes it for SD 1.5: ComfyUI's detection fixes the width of the U-Net and of the
 text, and reads the number of levels and blocks off the file. Here that is two levels with one block each, the true
 text encoder, and a tiny autoencoder: 170M parameters, 340 MB. Its pictures are noise.
 """
 
-import argparse
 import json
 import os
 import struct
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -112,24 +108,3 @@ def _values(name: str, tensor: Tensor, normal: np.ndarray) -> memoryview:
     std = EMBEDDING_STD if "embedding" in name else (tensor.numel() / tensor.shape[0]) ** -0.5
     scaled = (normal[: min(tensor.numel(), BLOCK_SIZE)] * std).astype(np.float16)
     return np.resize(scaled, tensor.numel()).data
-
-
-def use_comfyui(folder: Path) -> None:
-    """Make ComfyUI importable here, without a device of its own."""
-    sys.path.insert(0, str(folder))
-    from comfy.cli_args import args
-
-    args.cpu = True
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("path", type=Path)
-    parser.add_argument("--comfyui", type=Path, required=True, help="folder with ComfyUI's main.py")
-    arguments = parser.parse_args()
-    use_comfyui(arguments.comfyui)
-    make_standin(arguments.path)
-
-
-if __name__ == "__main__":
-    main()

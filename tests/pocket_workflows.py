@@ -1,0 +1,124 @@
+"""Derives the workflows of the pocket model from those they are variants of, so that they differ in nothing else.
+
+    python tests/pocket_workflows.py
+
+writes workflows/pocket_*.json and their API twins again. Every setting in which they differ stands here.
+"""
+
+import json
+import re
+import uuid
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parents[1] / "workflows"
+PREFIX = "pocket_"
+CHECKPOINT_LOADER, POCKET_LOADER = "CheckpointLoaderSimple", "EdgeTune_LoadPocketModel"
+POCKET_TITLE = "Load Pocket Model"
+
+# Class or title of a node -> its inputs with other values.
+SETTINGS = {
+    "EdgeTune_LoadSubjectImages": {
+        "folder": "robot [pocket]",
+        "instance_prompt": "a photo of a sks toy",
+        "resolution": 128,
+    },
+    "EdgeTune_SelectiveTrainer": {"steps": 300, "learning_rate": 1e-3},
+    "EdgeTune_SaveLoRA": {"filename": "edgetune/my_toy"},
+    "LoraLoader": {"lora_name": "edgetune/my_toy.safetensors"},
+    "Prompt": {"text": "a photo of a sks toy on green grass"},
+    "Negative prompt": {"text": ""},  # the model was taught none
+    "Picture size": {"width": 128, "height": 128, "batch_size": 4},
+    "KSampler": {"cfg": 5, "sampler_name": "ddim", "scheduler": "simple"},
+}
+
+NOTES = {
+    "train_and_compare": """## Train a LoRA of a toy and see what it learned
+
+1. Press **Run**. Nothing has to be installed: the **pocket model** is a small one that comes with the pack.
+2. Compare **Before** and **After** with **Photos**: prompt and seeds are the same, only the LoRA differs.
+3. Choose another toy in **folder**, or write another **Prompt**. The model knows simple toys on simple grounds: \
+grass, sand, snow, water, leaves, bricks, wood, tiles, carpet, cobblestones.
+
+For photos of your own use the workflow **train_and_compare** with a real checkpoint.""",
+    "train_and_save": """## Train a LoRA of a toy and save it
+
+1. Press **Run**. Nothing has to be installed: the **pocket model** is a small one that comes with the pack.
+2. Choose another toy in **folder**, or train longer with **steps**.
+
+**Save LoRA** puts the file where **Load LoRA** lists it. The workflow **pocket_use_trained_lora** makes pictures with \
+it. For photos of your own use the workflow **train_and_save** with a real checkpoint.""",
+    "use_trained_lora": """## Make pictures with the LoRA of a toy
+
+1. Run the workflow **pocket_train_and_save** first, then choose its LoRA in **Load LoRA**. New files are listed after \
+you press **R**.
+2. Write what you want to see. Call the toy what you called it in training: *sks toy*.
+3. Press **Run**.
+
+If the toy is too weak or too strong in the pictures, change **strength_model**.""",
+}
+
+
+def canvas_variant(name: str) -> dict:
+    """The workflow as the canvas stores it, with the pocket model in place of a checkpoint."""
+    workflow = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    workflow["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, f"edgetune/{PREFIX}{name}"))
+    for node in workflow["nodes"]:
+        if node["type"] == "MarkdownNote":
+            node["widgets_values"] = [NOTES[name]]
+        elif node["type"] == CHECKPOINT_LOADER:
+            _replace_loader(node)
+        else:
+            _set_widgets(node, _settings(node["type"], node.get("title")))
+    return workflow
+
+
+def api_variant(name: str) -> dict:
+    """The same in API form."""
+    prompt = json.loads((FOLDER / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    for node in prompt.values():
+        if node["class_type"] == CHECKPOINT_LOADER:
+            node |= {"inputs": {}, "class_type": POCKET_LOADER, "_meta": {"title": POCKET_TITLE}}
+        node["inputs"] |= _settings(node["class_type"], node["_meta"]["title"])
+    return prompt
+
+
+def canvas_text(workflow: dict) -> str:
+    """JSON with places, sizes and links on one line each."""
+    number = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
+    numbers = rf'\[\s+{number}(?:,\s+{number})*(?:,\s+"[A-Z_]+")?\s+\]'
+    return re.sub(numbers, lambda found: json.dumps(json.loads(found[0])), json.dumps(workflow, indent=2)) + "\n"
+
+
+def api_text(prompt: dict) -> str:
+    return json.dumps(prompt, indent=2) + "\n"
+
+
+def _settings(node_type: str, title: str | None) -> dict:
+    return SETTINGS.get(node_type, {}) | SETTINGS.get(title, {})
+
+
+def _replace_loader(node: dict) -> None:
+    node |= {"type": POCKET_LOADER, "inputs": [], "properties": {"Node name for S&R": POCKET_LOADER}}
+    for output in node["outputs"]:
+        output["name"] = output["name"].lower()
+    del node["widgets_values"]
+
+
+def _set_widgets(node: dict, values: dict) -> None:
+    """A seed's widget is followed by its "control after"."""
+    names = []
+    for slot in node["inputs"]:
+        if "widget" in slot:
+            names += [slot["name"], None] if slot["name"] == "seed" else [slot["name"]]
+    for name, value in values.items():
+        node["widgets_values"][names.index(name)] = value
+
+
+def main() -> None:
+    for name in NOTES:
+        (FOLDER / f"{PREFIX}{name}.json").write_text(canvas_text(canvas_variant(name)), encoding="utf-8")
+        (FOLDER / "api" / f"{PREFIX}{name}.json").write_text(api_text(api_variant(name)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

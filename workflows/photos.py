@@ -1,0 +1,39 @@
+"""The demo's photos: the toys that come with the pack, or files of the user's, as Load Subject Images finds them."""
+
+from pathlib import Path
+
+from runtime import ROOT, SetupError, say
+
+SHIPPED = ROOT / "trainers" / "pocket" / "photos"
+EXAMPLES = ROOT.parent / "shared" / "dreambooth" / "dog6"
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic"}
+
+
+def shipped_subjects() -> list[str]:
+    """Names of the toys that come with the pack."""
+    return sorted(folder.name for folder in SHIPPED.iterdir() if folder.is_dir())
+
+
+def shipped_folder(subject: str) -> str:
+    """What the toy's folder is called in Load Subject Images."""
+    return f"{subject} [pocket]"
+
+
+def find_photos(named: Path | None) -> list[Path]:
+    """The photos in the folder that was named, or else in that of the example photos."""
+    folder = named or EXAMPLES
+    if named and not named.is_dir():
+        raise SetupError(f"--photos {named} is not a folder")
+    if not folder.is_dir():
+        raise SetupError("A checkpoint needs photos to learn from: name a folder with --photos")
+    photos = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not photos:
+        raise SetupError(f"There are no photos in {folder}")
+    return photos
+
+
+def upload(client, photos: list[Path], folder: str) -> None:
+    """Put the photos into a folder of the server's input folder."""
+    say(f"Uploading {len(photos)} photos from {photos[0].parent} to the input folder {folder}")
+    for photo in photos:
+        client.upload_image(photo, folder)
