@@ -1,11 +1,15 @@
 """Makes the checkout importable as the package `pack`, without running its __init__.py, and ComfyUI beside it."""
 
+import os
 import sys
 from importlib.machinery import ModuleSpec
 from importlib.util import module_from_spec
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
+
+# Intel's MKL may sum in another order when memory lies otherwise, 1e-7 apart; so told, it repeats itself bit for bit.
+os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")
 
 spec = ModuleSpec("pack", loader=None, is_package=True)
 spec.submodule_search_locations = [str(TESTS.parent)]
