@@ -7,6 +7,7 @@ import torch
 from pack.trainers.pocket import judge_scores, judges
 from pack.trainers.pocket.captions import full_caption
 from pack.trainers.pocket.evaluate import confusions, failures
+from pack.trainers.pocket.render import rendered
 from pack.trainers.pocket.subjects import SUBJECTS, is_held_out
 from pack.trainers.pocket.train_judges import contrastive_loss, objects
 from safetensors import safe_open
@@ -21,7 +22,7 @@ def drawn():
 
 @pytest.fixture(scope="module")
 def pictures(drawn):
-    return judge_scores.rendered(drawn)
+    return torch.cat([*rendered(drawn)])
 
 
 @pytest.fixture(scope="module")

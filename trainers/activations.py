@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .atomic import replacing
+
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
@@ -153,12 +155,8 @@ def _description(path: Path) -> Path:
 
 
 def _write_description(path: Path, layout: Layout, fingerprint: str) -> None:
-    temporary = path.with_name(f".{path.name}.json.part")
-    try:
-        temporary.write_text(json.dumps({"fingerprint": fingerprint, **asdict(layout)}), encoding="utf-8")
-        os.replace(temporary, _description(path))
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(_description(path)) as partial:
+        partial.write_text(json.dumps({"fingerprint": fingerprint, **asdict(layout)}), encoding="utf-8")
 
 
 def _allocate(file: BinaryIO, folder: Path, size: int) -> None:

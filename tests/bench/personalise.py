@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -27,7 +26,7 @@ import comfyui  # noqa: E402
 from trainers.pocket.captions import GROUND_PHRASES  # noqa: E402
 from trainers.pocket.judge_scores import photos_of  # noqa: E402
 from trainers.pocket.judges import identity_score, judge, load_judges  # noqa: E402
-from trainers.pocket.sheets import save_sheet  # noqa: E402
+from trainers.pocket.sheets import picture, save_sheet  # noqa: E402
 from trainers.pocket.subjects import GROUNDS as SEEN_GROUNDS  # noqa: E402
 from trainers.pocket.subjects import SUBJECTS  # noqa: E402
 from trainers.pocket.weights import checksum  # noqa: E402
@@ -48,7 +47,7 @@ SETTINGS = {
     "strategy": "bp_high",
     "seed": 0,
 }
-SAMPLER = {"steps": 20, "cfg": 5.0, "sampler_name": "ddim", "scheduler": "simple", "denoise": 1.0}
+SAMPLER = {"steps": 20, "cfg": 3.0, "sampler_name": "ddim", "scheduler": "simple", "denoise": 1.0}
 EACH = 4  # pictures per prompt
 
 
@@ -89,11 +88,7 @@ def node(class_type: str, **inputs) -> dict:
 
 def pictures(client, entry: dict, name: str) -> torch.Tensor:
     """What a SaveImage node wrote, (EACH, 3, 128, 128) in [0, 1]."""
-    return torch.stack([picture(client.download(view)) for view in entry["outputs"][name]["images"]])
-
-
-def picture(data: bytes) -> torch.Tensor:
-    return torch.from_numpy(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).copy()).permute(2, 0, 1) / 255
+    return torch.stack([picture(io.BytesIO(client.download(view))) for view in entry["outputs"][name]["images"]])
 
 
 def scores(shown: dict[str, torch.Tensor], photos: torch.Tensor) -> dict:

@@ -19,6 +19,13 @@ LOCATE = """id => {
     return [0, 1].map(i => [frame.x, frame.y][i] + (node.pos[i] + [60, -15][i] + ds.offset[i]) * ds.scale);
 }"""
 
+START = """() => {
+    window.end = null;
+    for (const end of ['execution_success', 'execution_error', 'execution_interrupted'])
+        app.api.addEventListener(end, () => { window.end = end; });
+    app.queuePrompt(0);
+}"""
+
 
 class Canvas:
     """One tab with ComfyUI in it."""
@@ -51,6 +58,15 @@ class Canvas:
         """What "Export (API)" writes."""
         text = self.page.evaluate("async () => JSON.stringify((await app.graphToPrompt()).output)")
         return json.loads(text)
+
+    def start(self) -> None:
+        """Run what is open."""
+        self.page.evaluate(START)
+
+    def finish(self, timeout_s: float) -> None:
+        """Wait for the end of what was started, which has to be a success."""
+        self.wait(lambda: self.page.evaluate("() => window.end"), timeout_s)
+        assert self.page.evaluate("() => window.end") == "execution_success", self.complaints()
 
     def receive(self, kind: str, data: dict) -> None:
         """Let the frontend handle a message as if the server had sent it."""

@@ -28,16 +28,12 @@ SOCKETS = """type => {
     const node = app.graph.nodes.find(n => n.type === type);
     return [node.inputs.filter(i => !i.widget).map(i => i.name), node.outputs.map(o => o.name), node.id];
 }"""
-SET_AND_RUN = """settings => {
+SET_AND_LISTEN = """settings => {
     for (const [type, name, value] of settings)
         for (const node of app.graph.nodes.filter(n => n.type === type))
             node.widgets.find(w => w.name === name).value = value;
     window.texts = [];
-    window.end = null;
     app.api.addEventListener('progress_text', e => window.texts.push(e.detail.text));
-    for (const end of ['execution_success', 'execution_error', 'execution_interrupted'])
-        app.api.addEventListener(end, () => { window.end = end; });
-    app.queuePrompt(0);
 }"""
 
 
@@ -155,10 +151,10 @@ def test_a_training_run_shows_how_far_it_is(canvas):
     canvas.open(read("pocket_train_and_save"), "pocket_train_and_save")
     seed = 2 if canvas.is_nodes2 else 1  # or the second run would come from the cache
     small = [(TRAINER, "steps", 12), (TRAINER, "seed", seed)]
-    canvas.page.evaluate(SET_AND_RUN, small)
+    canvas.page.evaluate(SET_AND_LISTEN, small)
+    canvas.start()
     canvas.page.get_by_text(re.compile(r"step \d+/12")).first.wait_for(timeout=120_000)
-    canvas.wait(lambda: canvas.page.evaluate("() => window.end"), timeout_s=240)
-    assert canvas.page.evaluate("() => window.end") == "execution_success"
+    canvas.finish(timeout_s=240)
     assert re.match(r"step \d+/12\b.*\b(BP|ZO)\b.*\bloss \d", canvas.page.evaluate("() => window.texts[0]"))
     canvas.page.get_by_text(re.compile("12 steps .* on ")).first.wait_for()
     assert canvas.messages == []

@@ -22,12 +22,6 @@ from playwright.sync_api import sync_playwright  # noqa: E402
 
 NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 WIDTH, QUALITY = 640, 82
-RUN = """() => {
-    window.end = null;
-    for (const end of ['execution_success', 'execution_error', 'execution_interrupted'])
-        app.api.addEventListener(end, () => { window.end = end; });
-    app.queuePrompt(0);
-}"""
 FIT = """() => {
     const { canvas, ds } = app.canvas, boxes = app.graph.nodes.map(n => n.boundingRect);
     const left = Math.min(...boxes.map(b => b[0])), top = Math.min(...boxes.map(b => b[1])), margin = 40, menu = 60;
@@ -44,9 +38,8 @@ def shoot(canvas, name: str) -> Image.Image:
     """The whole graph, with what its run has left in it."""
     canvas.open(json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8")), name)
     if name.startswith("pocket_"):
-        canvas.page.evaluate(RUN)
-        canvas.wait(lambda: canvas.page.evaluate("() => window.end"), timeout_s=900)
-        assert canvas.page.evaluate("() => window.end") == "execution_success", canvas.complaints()
+        canvas.start()
+        canvas.finish(timeout_s=900)
         canvas.page.wait_for_timeout(3000)  # pictures are fetched and nodes grow
     x, y, width, height = canvas.page.evaluate(FIT)
     canvas.page.wait_for_timeout(1000)

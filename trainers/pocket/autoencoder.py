@@ -52,8 +52,7 @@ def decode(autoencoder: AutoencoderTiny, latents: Tensor) -> Tensor:
 def reconstruction_loss(autoencoder: AutoencoderTiny, pictures: Tensor, generator: torch.Generator) -> Tensor:
     """Mean squared error, plus what keeps the latents near a unit normal distribution."""
     latents = encode(autoencoder, pictures)
-    noise = torch.randn(latents.shape, generator=generator).to(latents)
-    error = F.mse_loss(decode(autoencoder, latents + LATENT_NOISE * noise), pictures)
+    error = _decoding_loss(autoencoder, latents, pictures, generator)
     mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     return error + LATENT_WEIGHT * (mean.square() + (deviation - 1).square()).mean()
 
@@ -62,6 +61,13 @@ def decoder_loss(autoencoder: AutoencoderTiny, pictures: Tensor, generator: torc
     """Mean squared error, of which the encoder learns nothing."""
     with torch.no_grad(), lean(autoencoder):
         latents = encode(autoencoder, pictures)
+    return _decoding_loss(autoencoder, latents, pictures, generator)
+
+
+def _decoding_loss(
+    autoencoder: AutoencoderTiny, latents: Tensor, pictures: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Mean squared error of what the decoder makes of the latents with a little noise."""
     noise = torch.randn(latents.shape, generator=generator).to(latents)
     return F.mse_loss(decode(autoencoder, latents + LATENT_NOISE * noise), pictures)
 

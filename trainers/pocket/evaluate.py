@@ -23,10 +23,11 @@ from torch import Tensor
 from .autoencoder import decode, encode, psnr
 from .captions import full_caption
 from .diffusion import GUIDANCE, SAMPLING_STEPS
-from .judge_scores import rendered, single_scenes
+from .judge_scores import single_scenes
 from .judges import ATTRIBUTES, agreement, expectations, judge
 from .modules import Modules, load_modules, sampled
 from .pretrain import scenes
+from .render import rendered
 from .sheets import save_sheet
 from .weights import FILE, checksum
 
@@ -45,7 +46,7 @@ def evaluation(modules: Modules, count: int, seed: int, guidance: float, steps: 
     drawn = single_scenes(count, seed)
     captions = [full_caption(scene.parts[0], scene.view.ground) for scene in drawn]
     expected = expectations(drawn)
-    renders = rendered(drawn)
+    renders = torch.cat([*rendered(drawn)])
     batches = [captions[i : i + BATCH] for i in range(0, count, BATCH)]
     samples = [sampled(modules, batch, seed + number, guidance, steps) for number, batch in enumerate(batches)]
     pictures = {
@@ -82,7 +83,7 @@ def reconstructed(modules: Modules, pictures: Tensor) -> Tensor:
 
 def mean_psnr(modules: Modules) -> float:
     """Decibels, over held-out scenes of which a third are toys."""
-    pictures = rendered(scenes(PSNR_SCENES, PSNR_SEED))
+    pictures = torch.cat([*rendered(scenes(PSNR_SCENES, PSNR_SEED))])
     return psnr(reconstructed(modules, pictures), pictures).mean().item()
 
 

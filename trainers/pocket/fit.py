@@ -1,7 +1,6 @@
 """The loop both parts of pretraining run in: seeded by the step, resumable, with an average of the weights."""
 
 import logging
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from ..atomic import replacing
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def fit(
 
 
 def rate_at(step: int, steps: int, warm_up: int) -> float:
-    """Share of the learning rate: linear warm-up, then down to nothing along a cosine's last quarter wave."""
+    """Share of the learning rate: linear warm-up, then down to nothing along half a wave of a cosine."""
     progress = torch.tensor(step / steps)
     return min(1.0, (step + 1) / warm_up) * float(0.5 + 0.5 * torch.cos(torch.pi * progress))
 
@@ -77,9 +78,8 @@ def _save(path: Path, step: int, parameters, average, optimizer) -> None:
     for kind in MOMENTS:
         kinds[kind] = {name: optimizer.state[p][kind] for name, p in parameters.items()}
     tensors = {f"{kind}/{name}": t.detach().contiguous() for kind, of in kinds.items() for name, t in of.items()}
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, {"step": str(step)})
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        save_file(tensors, partial, {"step": str(step)})
 
 
 def _resume(path: Path, parameters, average, optimizer) -> int:

@@ -3,13 +3,12 @@
 import random
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from .judges import Judges, accuracy, expectations, identity
-from .render import render
+from .render import rendered
+from .sheets import picture
 from .subjects import PHOTOS, SUBJECTS
 from .world import Scene, random_part, random_view
 
@@ -20,7 +19,7 @@ VIEWS = 12  # of each subject, on random grounds
 def scores(judges: Judges) -> dict[str, float]:
     """Accuracy of each attribute on fresh renders, and of the identity on the subjects' photos and fresh views."""
     scenes = single_scenes(SINGLES, seed=1)
-    measured = accuracy(rendered(scenes), expectations(scenes), judges)
+    measured = accuracy(torch.cat([*rendered(scenes)]), expectations(scenes), judges)
     photos = torch.cat([photos_of(name) for name in SUBJECTS])
     owners = torch.arange(len(SUBJECTS)).repeat_interleave(len(photos) // len(SUBJECTS))
     views = subject_views(VIEWS, seed=1)
@@ -42,11 +41,8 @@ def single_scenes(count: int, seed: int) -> list[Scene]:
 def subject_views(count: int, seed: int) -> Tensor:
     """Pictures (subjects * count, 3, 128, 128) of the subjects one after another."""
     rng = random.Random(f"judges' subjects {seed}")
-    return rendered([Scene(parts, random_view(rng, parts)) for parts in SUBJECTS.values() for _ in range(count)])
-
-
-def rendered(scenes: list[Scene]) -> Tensor:
-    return torch.cat([render(scenes[i : i + 64]) for i in range(0, len(scenes), 64)])
+    scenes = [Scene(parts, random_view(rng, parts)) for parts in SUBJECTS.values() for _ in range(count)]
+    return torch.cat([*rendered(scenes)])
 
 
 def photos_of(subject: str, folder: Path = PHOTOS) -> Tensor:
@@ -54,8 +50,7 @@ def photos_of(subject: str, folder: Path = PHOTOS) -> Tensor:
     files = sorted((folder / subject).glob("*.png"))
     if not files:
         raise ValueError(f"{folder / subject} holds no photos; subjects are {', '.join(SUBJECTS)}")
-    images = [np.asarray(Image.open(file).convert("RGB")) for file in files]
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255  # BHWC -> BCHW
+    return torch.stack([picture(file) for file in files])
 
 
 def nearest_is_same(identities: Tensor, labels: Tensor) -> float:

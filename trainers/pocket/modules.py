@@ -14,10 +14,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from . import diffusion
 from .autoencoder import decode
-from .text import CONFIG, tokens
+from .text import CONFIG, LEVEL, inner, tokens
 from .weights import FILE, load_weights
-
-LEVEL = "text_model."  # in names of files; transformers 5 dropped it from the module
 
 
 class Modules(NamedTuple):
@@ -36,12 +34,14 @@ def load_modules(path: Path = FILE) -> Modules:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: it holds the weights that trainers.pocket.pretrain writes")
     states = load_weights(path)
-    text_encoder = CLIPTextModel(CLIPTextConfig(**CONFIG))
-    if not any(name.startswith(LEVEL) for name in text_encoder.state_dict()):
-        states["text_encoder"] = {name.removeprefix(LEVEL): t for name, t in states["text_encoder"].items()}
-    modules = Modules(UNet2DConditionModel(**diffusion.CONFIG), text_encoder, AutoencoderTiny())
-    for module, part in zip(modules, ("unet", "text_encoder", "vae"), strict=True):
-        module.load_state_dict(states[part])
+    modules = Modules(
+        UNet2DConditionModel(**diffusion.CONFIG), CLIPTextModel(CLIPTextConfig(**CONFIG)), AutoencoderTiny()
+    )
+    modules.unet.load_state_dict(states["unet"])
+    modules.autoencoder.load_state_dict(states["vae"])
+    text = {name.removeprefix(LEVEL): tensor for name, tensor in states["text_encoder"].items()}
+    inner(modules.text_encoder).load_state_dict(text)
+    for module in modules:
         module.eval().requires_grad_(False)
     return modules
 

@@ -24,16 +24,14 @@ from . import diffusion
 from .captions import caption, full_caption
 from .fit import fit
 from .modules import Modules, load_modules, sampled
-from .render import render
+from .render import rendered, rendered_bytes
 from .sheets import save_sheet
 from .subjects import is_held_out
-from .text import embeddings, learnt_ids, new_text_encoder, tokens
+from .text import LearntRows, embeddings, learnt_ids, new_text_encoder, tokens
 from .weights import save_weights
 from .world import Scene, random_scene
 
 log = logging.getLogger(__name__)
-
-RENDER_BATCH = 128
 
 Pictures = Callable[[], Tensor]  # renders them when they are needed first; bytes (N, 3, 128, 128)
 
@@ -44,12 +42,6 @@ def scenes(count: int, seed: int) -> list[Scene]:
     return [random_scene(rng, is_held_out) for _ in range(count)]
 
 
-def rendered(drawn: list[Scene]) -> Tensor:
-    """Pictures (N, 3, 128, 128) as bytes."""
-    batches = [drawn[i : i + RENDER_BATCH] for i in range(0, len(drawn), RENDER_BATCH)]
-    return torch.cat([(render(batch) * 255).round().byte() for batch in batches])
-
-
 def new_modules(seed: int) -> Modules:
     return Modules(diffusion.new_unet(seed), new_text_encoder(seed), ae.new_autoencoder(seed))
 
@@ -57,10 +49,9 @@ def new_modules(seed: int) -> Modules:
 def trained_modules(weights: Path) -> Modules:
     """What was trained before, ready to be trained further."""
     unet, encoder, autoencoder = load_modules(weights)
-    text = new_text_encoder(0)
-    table = embeddings(encoder).token_embedding.weight
-    embeddings(encoder).token_embedding = embeddings(text).token_embedding
-    embeddings(encoder).token_embedding.rows.data.copy_(table[learnt_ids()])
+    rows = LearntRows(learnt_ids())
+    rows.rows.data.copy_(embeddings(encoder).token_embedding.weight[learnt_ids()])
+    embeddings(encoder).token_embedding = rows
     for module in (unet, encoder, autoencoder):
         module.train().requires_grad_(True)
     return Modules(unet, encoder, autoencoder)
@@ -70,11 +61,7 @@ def pretrain_autoencoder(
     folder: Path, autoencoder: AutoencoderTiny, steps: int, pictures: Pictures, seed: int, device: str
 ) -> None:
     """Train the autoencoder without its late blocks."""
-
-    def loss_of(step: int, generator: torch.Generator) -> Tensor:
-        batch = ae.crops(pictures(), generator).to(device, memory_format=torch.channels_last)
-        return ae.reconstruction_loss(autoencoder, batch, generator)
-
+    loss_of = _on_crops(ae.reconstruction_loss, autoencoder, pictures, device)
     with ae.lean(autoencoder):
         fit(nn.ModuleDict({"a": autoencoder}), loss_of, steps, ae.LEARNING_RATE, folder / "autoencoder.state", seed)
 
@@ -83,13 +70,19 @@ def finish_decoder(
     folder: Path, autoencoder: AutoencoderTiny, steps: int, pictures: Pictures, seed: int, device: str
 ) -> None:
     """Train the whole decoder; the encoder, and with it what the U-Net learnt, does not change."""
+    loss_of = _on_crops(ae.decoder_loss, autoencoder, pictures, device)
+    modules = nn.ModuleDict({"decoder": autoencoder.decoder})
+    fit(modules, loss_of, steps, ae.DECODER_LEARNING_RATE, folder / "decoder.state", seed + 1, warm_up=50)
+
+
+def _on_crops(loss, autoencoder: AutoencoderTiny, pictures: Pictures, device: str):
+    """The loss as fit wants it: of random crops of the pictures."""
 
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
         batch = ae.crops(pictures(), generator).to(device, memory_format=torch.channels_last)
-        return ae.decoder_loss(autoencoder, batch, generator)
+        return loss(autoencoder, batch, generator)
 
-    modules = nn.ModuleDict({"decoder": autoencoder.decoder})
-    fit(modules, loss_of, steps, ae.DECODER_LEARNING_RATE, folder / "decoder.state", seed + 1, warm_up=50)
+    return loss_of
 
 
 @torch.no_grad()
@@ -100,17 +93,19 @@ def latents_of(folder: Path, autoencoder: AutoencoderTiny, drawn: list[Scene], d
         return load_file(file)["latents"]
     made = []
     with ae.lean(autoencoder):
-        for i in range(0, len(drawn), RENDER_BATCH):
-            pictures = render(drawn[i : i + RENDER_BATCH]).to(device, memory_format=torch.channels_last)
-            made.append(ae.encode(autoencoder, pictures).cpu().contiguous())
+        for pictures in rendered(drawn):
+            batch = pictures.to(device, memory_format=torch.channels_last)
+            made.append(ae.encode(autoencoder, batch).cpu().contiguous())
     latents = torch.cat(made)
     save_file({"latents": latents}, file)
     log.info("%d latents, mean %.3f, deviation %.3f", len(latents), latents.mean(), latents.std())
     return latents
 
 
-def pretrain_unet(folder: Path, modules: Modules, steps: int, count: int, seed: int, device: str) -> None:
-    """Train U-Net and text encoder together, on latents of the autoencoder."""
+def pretrain_unet(
+    folder: Path, modules: Modules, steps: int, count: int, seed: int, device: str, bfloat16: bool
+) -> None:
+    """Train U-Net and text encoder together, on latents of the autoencoder; bfloat16 is for the arithmetic only."""
     drawn = scenes(count, seed + 2)
     latents = latents_of(folder, modules.autoencoder, drawn, device)
     unet, text = modules.unet, modules.text_encoder
@@ -119,8 +114,9 @@ def pretrain_unet(folder: Path, modules: Modules, steps: int, count: int, seed: 
         chosen = torch.randint(len(drawn), (diffusion.BATCH,), generator=generator)
         rng = random.Random(f"{seed} {step}")
         captions = diffusion.dropped([caption(drawn[i], rng) for i in chosen.tolist()], generator)
-        hidden = text(tokens(captions, generator).to(device)).last_hidden_state
-        return diffusion.noise_loss(unet, hidden, latents[chosen].to(device), generator)
+        with torch.autocast(device, torch.bfloat16, enabled=bfloat16):
+            hidden = text(tokens(captions, generator).to(device)).last_hidden_state
+            return diffusion.noise_loss(unet, hidden, latents[chosen].to(device), generator)
 
     def show(step: int) -> None:
         pictures = sampled(modules, sheet_captions(), seed)
@@ -145,13 +141,13 @@ def main() -> None:
     handlers = [logging.StreamHandler(), logging.FileHandler(folder / "pretrain.log")]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers)
     began = time.monotonic()
-    pictures = functools.cache(lambda: rendered(scenes(arguments.pictures, seed)))
+    pictures = functools.cache(lambda: rendered_bytes(scenes(arguments.pictures, seed)))
     modules = trained_modules(arguments.start) if arguments.start else new_modules(seed)
     for module in modules:
         module.to(device)
     modules.autoencoder.to(memory_format=torch.channels_last)
     pretrain_autoencoder(folder, modules.autoencoder, arguments.autoencoder_steps, pictures, seed, device)
-    pretrain_unet(folder, modules, arguments.unet_steps, arguments.latents, seed, device)
+    pretrain_unet(folder, modules, arguments.unet_steps, arguments.latents, seed, device, arguments.bfloat16)
     finish_decoder(folder, modules.autoencoder, arguments.decoder_steps, pictures, seed, device)
     save_weights(folder / "pocket.safetensors", *modules)
     log.info("done after %.0f s", time.monotonic() - began)
@@ -167,6 +163,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--pictures", type=int, default=6144, help="that the autoencoder sees")
     parser.add_argument("--latents", type=int, default=16384, help="that the U-Net sees")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bfloat16", action="store_true", help="let U-Net and text encoder compute in bfloat16")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args()
 

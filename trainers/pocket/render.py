@@ -4,7 +4,7 @@ Dimensions: B scenes, N parts of all scenes, K rays that pass close to a part, H
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from .grounds import GROUNDS
 from .shapes import BOUND, FLAT, FOOT, SHAPES, TOP
 from .world import COLOURS, Part, Scene
 
+BATCH = 64  # scenes at a time, for the memory's sake
 STEPS = 16
 FIELD_OF_VIEW = 0.6  # radians
 STRIPES_PER_RADIUS = 1.9
@@ -36,6 +37,17 @@ def render(scenes: Sequence[Scene], size: int = 128) -> Tensor:
         if group:
             _draw(shape, group, scenes, eye, rays, light, picture, depth, size)
     return picture.clamp(0, 1).view(len(scenes), size, size, 3).permute(0, 3, 1, 2).contiguous()  # BHWC -> BCHW
+
+
+def rendered(scenes: Sequence[Scene]) -> Iterator[Tensor]:
+    """Pictures of any number of scenes, some at a time."""
+    for i in range(0, len(scenes), BATCH):
+        yield render(scenes[i : i + BATCH])
+
+
+def rendered_bytes(scenes: Sequence[Scene]) -> Tensor:
+    """Pictures (B, 3, 128, 128) of any number of scenes, as bytes."""
+    return torch.cat([(pictures * 255).round().byte() for pictures in rendered(scenes)])
 
 
 def stacked(parts: Sequence[Part]) -> list[tuple[Part, float]]:

@@ -31,11 +31,16 @@ PHOTOS = Path(__file__).with_name("photos")
 GROUNDS = ("wood", "sand", "tiles", "bricks", "snow")  # of a subject's photos, in this order
 
 
+def _lower_parts(parts: Sequence[Part]) -> tuple[tuple[str, str], ...]:
+    return tuple((part.shape, part.colour) for part in parts[:2])
+
+
+HELD_OUT = {_lower_parts(parts) for parts in SUBJECTS.values()}
+
+
 def is_held_out(parts: Sequence[Part]) -> bool:
     """Whether a toy's lowest two parts have the shapes and colours of a subject's."""
-    return [(part.shape, part.colour) for part in parts[:2]] in [
-        [(part.shape, part.colour) for part in subject[:2]] for subject in SUBJECTS.values()
-    ]
+    return _lower_parts(parts) in HELD_OUT
 
 
 def views(name: str) -> list[Scene]:

@@ -19,6 +19,7 @@ WIDTH = 128
 VOCABULARY_SIZE = 49408
 BEGIN, END = 49406, 49407  # the second also pads
 LENGTH = 77
+LEVEL = "text_model."  # before every name in a file
 ROW_DEVIATION = 0.02  # as CLIP's own table starts
 TABLE_SEED = 1077
 CONFIG = {
@@ -97,6 +98,11 @@ def new_text_encoder(seed: int) -> CLIPTextModel:
     return encoder
 
 
+def inner(encoder: CLIPTextModel) -> nn.Module:
+    """The module whose names are those of files without LEVEL: transformers 5 dropped the module between the two."""
+    return getattr(encoder, LEVEL.removesuffix("."), encoder)
+
+
 def embeddings(encoder: CLIPTextModel) -> nn.Module:
-    """The module that holds token_embedding; transformers 5 dropped a level above it."""
-    return getattr(encoder, "text_model", encoder).embeddings
+    """The module that holds token_embedding."""
+    return inner(encoder).embeddings

@@ -26,7 +26,7 @@ from .fit import fit
 from .grounds import GROUNDS
 from .judge_scores import scores
 from .judges import ATTRIBUTES, FILE, Judges, expectations, shrunk
-from .pretrain import rendered
+from .render import rendered_bytes
 from .seeding import seeded
 from .shapes import SHAPES
 from .softening import moved, softened
@@ -83,7 +83,7 @@ def shrunk_renders(scenes: Sequence[Scene], file: Path) -> Tensor:
     """Pictures (N, 3, 64, 64) as bytes, kept in the file."""
     if not file.is_file():
         log.info("rendering %d scenes", len(scenes))
-        chunks = [rendered(scenes[i : i + CHUNK]) for i in range(0, len(scenes), CHUNK)]
+        chunks = [rendered_bytes(scenes[i : i + CHUNK]) for i in range(0, len(scenes), CHUNK)]
         pictures = torch.cat([(shrunk(chunk.float())).round().byte() for chunk in chunks])
         save_file({"pictures": pictures}, file)
     return load_file(file)["pictures"]

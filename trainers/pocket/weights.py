@@ -12,16 +12,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextModel
 
-from .text import learnt_ids, seeded_table
+from .text import LEVEL, inner, learnt_ids, seeded_table
 
 FILE = Path(__file__).with_name("pocket.safetensors")
-ROWS = "text_model.embeddings.token_embedding.rows"
-TABLE = "text_model.embeddings.token_embedding.weight"
+TABLE = f"{LEVEL}embeddings.token_embedding.weight"
+ROWS = f"{LEVEL}embeddings.token_embedding.rows"  # of TABLE
 
 
 def save_weights(path: Path, unet: UNet2DConditionModel, text: CLIPTextModel, autoencoder: AutoencoderTiny) -> None:
     """Write the file. text has the rows of LearntRows."""
-    parts = {"unet": unet.state_dict(), "text_encoder": _with_level(text.state_dict()), "vae": autoencoder.state_dict()}
+    parts = {
+        "unet": unet.state_dict(),
+        "text_encoder": inner(text).state_dict(prefix=LEVEL),
+        "vae": autoencoder.state_dict(),
+    }
     tensors = {
         f"{part}.{name}": t for part, state in parts.items() for name, t in state.items() if t.is_floating_point()
     }
@@ -43,8 +47,3 @@ def load_weights(path: Path = FILE) -> dict[str, dict[str, Tensor]]:
 def checksum(path: Path = FILE) -> str:
     """SHA-256 of the file, in hexadecimal."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _with_level(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """transformers 5 dropped the level text_model, which files keep."""
-    return {name if name.startswith("text_model.") else f"text_model.{name}": t for name, t in state.items()}
