@@ -6,9 +6,10 @@ from .dtap_preview import DTAPPreview
 from .files import SaveLoRA
 from .load_pocket_model import LoadPocketModel
 from .load_subject import LoadSubjectImages
+from .train_hollow import HollowedNetTrainer
 from .train_selective import SelectiveTrainer
 
 
 class EdgeTune(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LoadSubjectImages, SelectiveTrainer, SaveLoRA, DTAPPreview, LoadPocketModel]
+        return [LoadSubjectImages, SelectiveTrainer, HollowedNetTrainer, SaveLoRA, DTAPPreview, LoadPocketModel]

@@ -22,6 +22,7 @@ from ..trainers.checkpoint import BASE_VERSIONS
 from ..trainers.memory import PhaseMeter
 from ..trainers.objective import Condition, Example, Network, Sample, noise_scheduler
 from ..trainers.photos import Photo, Subject, downscaled, mirrored
+from ..trainers.report import Circumstances
 
 SUPPORTED = "a Stable Diffusion 1.x, 2.x or XL model, or a relative such as SSD-1B"
 
@@ -59,6 +60,18 @@ def model_facts(model: ModelPatcher) -> ModelFacts:
         model.model.get_dtype_inference(),
         device,
         model_management.get_torch_device_name(device),
+    )
+
+
+def circumstances(facts: ModelFacts, subject: Subject) -> Circumstances:
+    """What a report says about the run's model and subject."""
+    return Circumstances(
+        base_model=facts.base_version,
+        prediction_type=facts.prediction_type,
+        instance_prompt=subject.instance_prompt,
+        resolution=subject.resolution,
+        device=facts.device_name,
+        dtype=str(facts.dtype).removeprefix("torch."),
     )
 
 

@@ -7,7 +7,7 @@ from comfy import model_management
 from comfy.utils import ProgressBar
 from server import PromptServer
 
-from ..trainers.selective import StepReport
+from ..trainers.run import StepReport
 
 EVENT_INTERVAL_S = 0.1  # at most ten messages a second
 
@@ -26,6 +26,23 @@ def step_reporter(node_id: str | None, steps: int) -> Callable[[StepReport], Non
             return
         last_sent = now
         _send_step(node_id, step)
+
+    return report
+
+
+def cache_reporter(node_id: str | None) -> Callable[[int, int], None]:
+    """A callback that shows how many samples are stored, of how many; it hears of Cancel as step_reporter() does."""
+    bar = ProgressBar(1, node_id=node_id)
+    last_sent = 0.0
+
+    def report(done: int, total: int) -> None:
+        nonlocal last_sent
+        model_management.throw_exception_if_processing_interrupted()
+        bar.update_absolute(done, total)
+        now = time.perf_counter()
+        if now - last_sent >= EVENT_INTERVAL_S or done == total:
+            last_sent = now
+            _send_text(node_id, f"stage 1 of 2 \N{MIDDLE DOT} what the centre gives \N{MIDDLE DOT} {done}/{total}")
 
     return report
 

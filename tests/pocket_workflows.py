@@ -22,13 +22,20 @@ SETTINGS = {
         "instance_prompt": "a photo of a sks toy",
         "resolution": 128,
     },
-    "EdgeTune_SelectiveTrainer": {"steps": 300, "learning_rate": 1e-3},
+    "EdgeTune_SelectiveTrainer": {"steps": 400, "rank": 16, "learning_rate": 3e-3, "batch_size": 2},
+    "EdgeTune_HollowedNetTrainer": {
+        "steps": 400,
+        "rank": 16,
+        "learning_rate": 3e-3,
+        "batch_size": 2,
+        "cache_samples": 400,
+    },
     "EdgeTune_SaveLoRA": {"filename": "edgetune/my_toy"},
     "LoraLoader": {"lora_name": "edgetune/my_toy.safetensors"},
     "Prompt": {"text": "a photo of a sks toy on green grass"},
     "Negative prompt": {"text": ""},  # the model was taught none
     "Picture size": {"width": 128, "height": 128, "batch_size": 4},
-    "KSampler": {"cfg": 5, "sampler_name": "ddim", "scheduler": "simple"},
+    "KSampler": {"cfg": 3, "sampler_name": "ddim", "scheduler": "simple"},
 }
 
 NOTES = {
@@ -40,6 +47,14 @@ NOTES = {
 grass, sand, snow, water, leaves, bricks, wood, tiles, carpet, cobblestones.
 
 For photos of your own use the workflow **train_and_compare** with a real checkpoint.""",
+    "train_hollowed": """## Train a LoRA of a toy without the centre of the model
+
+1. Press **Run**. Nothing has to be installed: the **pocket model** is a small one that comes with the pack.
+2. The **Training report** says which blocks were left out, and how the memory compares with one forward pass.
+3. Change **hollow_fraction** to leave out more or less, or choose another toy in **folder**.
+
+**Before** and **After** have the same prompt and seeds; only the LoRA differs. For photos of your own use the \
+workflow **train_hollowed** with a real checkpoint.""",
     "train_and_save": """## Train a LoRA of a toy and save it
 
 1. Press **Run**. Nothing has to be installed: the **pocket model** is a small one that comes with the pack.

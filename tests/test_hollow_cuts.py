@@ -1,11 +1,15 @@
 """Which blocks of a U-Net can leave, checked by counting parameters by hand."""
 
+from pathlib import Path
+
 import checkpoints
 import pytest
 import tiny
 import torch
 from comfy import supported_models
 from pack.trainers.hollow_cuts import cuts, cuts_table, nearest_cut
+
+README = Path(__file__).resolve().parents[1] / "README.md"
 
 
 @pytest.fixture(scope="module", params=tiny.KINDS)
@@ -73,6 +77,13 @@ def test_the_table_has_a_line_for_each_cut(unet):
     assert len(rows) == len(found) and len({line.count("|") for line in (head, rule, *rows)}) == 1
     for cut, row in zip(found, rows, strict=True):
         assert row.startswith(f"| {cut.name} | {cut.share:.1%} | ") and ("| yes |" in row) == cut.has_residual
+
+
+@pytest.mark.parametrize("kind", checkpoints.FULL_SIZE)
+def test_the_readme_has_the_tables_as_they_are(kind):
+    name, config = checkpoints.FULL_SIZE[kind]
+    unet = getattr(supported_models, name)(config).get_model({}, device="meta").diffusion_model
+    assert cuts_table(cuts(unet)) in README.read_text(encoding="utf-8")
 
 
 def test_a_middle_of_one_block_leaves_like_any_other():

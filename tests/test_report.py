@@ -7,11 +7,12 @@ import pytest
 import torch
 from pack.trainers.config import SelectiveConfig
 from pack.trainers.memory import PhaseMeter
-from pack.trainers.report import Report, selective_report
-from pack.trainers.selective import StepReport
+from pack.trainers.report import Circumstances, Report, selective_report
+from pack.trainers.run import StepReport
 
 MIB = 2**20
 CONFIG = SelectiveConfig(steps=30, seed=2**63)
+GIVEN = Circumstances("sd_v1", "epsilon", 'a photo of a "sks" 犬', 512, "cpu", "bfloat16")
 KEYS = {"method", "device", "dtype", "steps", "steps_bp", "steps_zo", "seconds", "peak_bytes", "planned_peak_bytes"}
 KEYS |= {"inference_peak_bytes", "phases", "loss", "settings", "files"}
 
@@ -30,17 +31,7 @@ def report(kinds: str = "b" * 20 + "z" * 10) -> Report:
         if name in ("encode", "inference") or name[0] in kinds:
             with meter.phase(name, []):
                 torch.zeros(mib * MIB, dtype=torch.int8)
-    return selective_report(
-        CONFIG,
-        history(kinds),
-        meter,
-        base_model="sd_v1",
-        prediction_type="epsilon",
-        instance_prompt='a photo of a "sks" 犬',
-        resolution=512,
-        device="cpu",
-        dtype="bfloat16",
-    )
+    return selective_report(CONFIG, history(kinds), meter, GIVEN)
 
 
 def test_json_has_what_the_design_promises():

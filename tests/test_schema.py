@@ -8,16 +8,25 @@ import pytest
 from comfy_api.latest import io
 from pack.nodes import EdgeTune
 from pack.nodes.dtap_preview import DTAPPreview
+from pack.nodes.train_hollow import HollowedNetTrainer
 from pack.nodes.train_selective import SelectiveTrainer
-from pack.trainers.config import SelectiveConfig
+from pack.trainers.activations import DTYPES
+from pack.trainers.config import SAMPLING, HollowConfig, SelectiveConfig
+from pack.trainers.hollow_forward import MODES
 from pack.trainers.lora import TARGETS
 from pack.trainers.schedule import STRATEGIES
 
 NODES = asyncio.run(EdgeTune().get_node_list())
-TRAINERS = [(SelectiveTrainer, SelectiveConfig)]
+TRAINERS = [(SelectiveTrainer, SelectiveConfig), (HollowedNetTrainer, HollowConfig)]
 TRAINER_INPUTS = ["model", "clip", "vae", "subject"]
 TRAINER_OUTPUTS = {"model": "MODEL", "lora": "LORA_MODEL", "loss": "LOSS_MAP", "report": "EDGETUNE_REPORT"}
-CHOICES = {"strategy": list(STRATEGIES), "target_modules": list(TARGETS)}
+CHOICES = {
+    "strategy": list(STRATEGIES),
+    "target_modules": list(TARGETS),
+    "mode": list(MODES),
+    "sampling": list(SAMPLING),
+    "cache_dtype": list(DTYPES),
+}
 
 # node id -> display name, required inputs, optional inputs, outputs: the table of the design, in its order.
 TABLE = {

@@ -11,8 +11,9 @@ from pack.trainers.config import SelectiveConfig
 from pack.trainers.lora import injected
 from pack.trainers.memory import LiveBytes, PhaseMeter
 from pack.trainers.objective import Condition, Example, Sample, denoising_loss
+from pack.trainers.run import StepReport, check_loss
 from pack.trainers.schedule import STRATEGIES, expected_steps
-from pack.trainers.selective import StepReport, _check_loss, _draw, train_selective
+from pack.trainers.selective import TRAINER, _draw, _rates, train_selective
 from pack.trainers.zero_order import add_perturbation, central_difference
 
 CPU = torch.device("cpu")
@@ -135,10 +136,11 @@ def test_an_exploding_loss_stops_with_a_message():
     def history(losses):
         return [StepReport(i, 99, "zo", loss, 500, 0, 0.0) for i, loss in enumerate(losses, 1)]
 
-    _check_loss(history([0.2, 0.4] * 40), SHORT)
-    _check_loss(history([0.2] * 20 + [4.0]), SHORT)  # one bad draw is no explosion
+    rates = _rates(SHORT, "zo")
+    check_loss(history([0.2, 0.4] * 40), TRAINER, rates)
+    check_loss(history([0.2] * 20 + [4.0]), TRAINER, rates)  # one bad draw is no explosion
     with pytest.raises(RuntimeError, match="loss exploded at step 30 .*unchanged.*zo_learning_rate 0.01"):
-        _check_loss(history([0.2] * 20 + [1.9] * 10), SHORT)
+        check_loss(history([0.2] * 20 + [1.9] * 10), TRAINER, rates)
 
 
 @pytest.mark.parametrize("strategy", ["bp_low", "zo_high", "dtap"])

@@ -7,13 +7,35 @@ command that measured it stands beside it.
 import math
 from dataclasses import dataclass
 
+from .activations import DTYPES
 from .checks import require
+from .hollow_forward import MODES
 from .lora import TARGETS
 from .schedule import STRATEGIES
 
+SAMPLING = ("plain", "two-path")  # what the hollowed trainer's MODEL output does with its LoRA
+
+
+class _LoraTraining:
+    """What the settings of every LoRA trainer have in common: checks, and alpha. The fields are each one's own."""
+
+    def __post_init__(self):
+        for name in ("steps", "rank", "batch_size"):
+            require(name, getattr(self, name), "at least 1", getattr(self, name) >= 1)
+        require("learning_rate", self.learning_rate, "a positive number", 0 < self.learning_rate < math.inf)
+        for name in ("alpha", "weight_decay", "max_grad_norm", "min_snr_gamma"):
+            require(name, getattr(self, name), "zero or a positive number", 0 <= getattr(self, name) < math.inf)
+        require("seed", self.seed, "between 0 and 2**64 - 1", 0 <= self.seed < 2**64)
+        require("target_modules", self.target_modules, f"one of {', '.join(TARGETS)}", self.target_modules in TARGETS)
+
+    @property
+    def lora_alpha(self) -> float:
+        """alpha as the LoRA uses it, 0 resolved to the rank."""
+        return self.alpha or float(self.rank)
+
 
 @dataclass(frozen=True)
-class SelectiveConfig:
+class SelectiveConfig(_LoraTraining):
     """Settings of selective BP-low / ZO-high optimisation (Choi et al. 2025, arXiv:2507.10029)."""
 
     steps: int = 1000  # parameter updates (i_max); the paper's figure 2
@@ -36,19 +58,45 @@ class SelectiveConfig:
     gradient_checkpointing: bool = False  # recompute each block's activations: less memory, about a third slower
 
     def __post_init__(self):
-        for name in ("steps", "rank", "zo_perturbations", "batch_size"):
-            require(name, getattr(self, name), "at least 1", getattr(self, name) >= 1)
-        for name in ("learning_rate", "zo_learning_rate", "zo_epsilon"):
+        super().__post_init__()
+        require("zo_perturbations", self.zo_perturbations, "at least 1", self.zo_perturbations >= 1)
+        for name in ("zo_learning_rate", "zo_epsilon"):
             require(name, getattr(self, name), "a positive number", 0 < getattr(self, name) < math.inf)
-        for name in ("alpha", "weight_decay", "max_grad_norm", "min_snr_gamma", "t_mid"):
-            require(name, getattr(self, name), "zero or a positive number", 0 <= getattr(self, name) < math.inf)
+        require("t_mid", self.t_mid, "zero or a positive number", 0 <= self.t_mid < math.inf)
         require("low_res_ratio", self.low_res_ratio, "between 0.25 and 1", 0.25 <= self.low_res_ratio <= 1)
         require("k", self.k, "a finite number", math.isfinite(self.k))
-        require("seed", self.seed, "between 0 and 2**64 - 1", 0 <= self.seed < 2**64)
         require("strategy", self.strategy, f"one of {', '.join(STRATEGIES)}", self.strategy in STRATEGIES)
-        require("target_modules", self.target_modules, f"one of {', '.join(TARGETS)}", self.target_modules in TARGETS)
+
+
+@dataclass(frozen=True)
+class HollowConfig(_LoraTraining):
+    """Settings of a LoRA trained on a U-Net without its centre (Cho et al. 2024, arXiv:2411.01179)."""
+
+    steps: int = 1000  # parameter updates; the paper's number is not known
+    rank: int = 128  # of the LoRA; the paper's headline
+    learning_rate: float = 1e-4  # of AdamW; not known of the paper, that of DreamBooth LoRA recipes
+    hollow_fraction: float = 0.39  # share of the U-Net's parameters that leaves; up to 0.392 cost the paper no quality
+    cache_samples: int = 1000  # noised photos whose centre is stored; with as many steps, each is seen once
+    seed: int = 0  # of LoRA init, photos, timesteps, noise and order
+    alpha: float = 0.0  # LoRA scale is alpha / rank; 0 stands for alpha = rank
+    target_modules: str = "attention"  # the paper's: q, k, v and out of self- and cross-attention
+    batch_size: int = 1  # noised photos per step
+    weight_decay: float = 1e-2  # of AdamW, its default
+    max_grad_norm: float = 1.0  # gradient clipping; 0 turns it off
+    min_snr_gamma: float = 0.0  # min-SNR loss weights (Hang et al. 2023, arXiv:2303.09556); 0 turns them off
+    gradient_checkpointing: bool = False  # recompute each layer's activations: less memory, slower
+    mode: str = "absolute"  # what stands in for the centre, hollow_forward.py; the paper's
+    sampling: str = "plain"  # one of SAMPLING
+    cache_dtype: str = "float16"  # of the stored activations
+
+    def __post_init__(self):
+        super().__post_init__()
+        require("hollow_fraction", self.hollow_fraction, "above 0 and below 1", 0 < self.hollow_fraction < 1)
+        require("cache_samples", self.cache_samples, "at least 1", self.cache_samples >= 1)
+        for name, choices in (("mode", MODES), ("sampling", SAMPLING), ("cache_dtype", DTYPES)):
+            require(name, getattr(self, name), f"one of {', '.join(choices)}", getattr(self, name) in choices)
 
     @property
-    def lora_alpha(self) -> float:
-        """alpha as the LoRA uses it, 0 resolved to the rank."""
-        return self.alpha or float(self.rank)
+    def samples_needed(self) -> int:
+        """Noised photos to store: no more than the run has a use for."""
+        return min(self.cache_samples, self.steps * self.batch_size)

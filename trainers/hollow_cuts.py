@@ -29,6 +29,7 @@ class Cut:
     leaving: tuple[str, ...]  # module names of the centre's blocks, in the order in which they run
     blocks: int  # of the whole U-Net
     leaving_parameters: int
+    leaving_bytes: int
     parameters: int  # of the whole U-Net
     channels_in: int  # of what enters the centre, which is also the skip of the first kept output block
     channels_out: int  # of what the centre hands to the first kept output block
@@ -104,6 +105,7 @@ def _cut(unet: nn.Module, kept: int, layers: Sequence[str]) -> Cut:
         leaving=tuple(leaving),
         blocks=len(centre(unet, 0)),
         leaving_parameters=sum(_parameters(block) for block in leaving.values()),
+        leaving_bytes=sum(p.nbytes for block in leaving.values() for p in block.parameters()),
         parameters=_parameters(unet),
         channels_in=entrance,
         channels_out=first_kept[0].channels - entrance,  # it takes the centre's output joined with the skip

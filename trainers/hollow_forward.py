@@ -74,17 +74,25 @@ def hollowed(unet: nn.Module, cut: Cut, mode: str) -> Iterator[Hollow]:
 def centre_activation(unet: nn.Module, cut: Cut, mode: str, forward: Callable[[], Tensor]) -> Tensor:
     """The tensor to store for the batch that forward() runs the U-Net on, (B, C_out, H, W).
 
-    forward returns what the U-Net returned. Without gradients, and without the kept output blocks, whose output nobody
-    needs here: in their place the U-Net returns the input of the first of them. Raises ValueError as hollowed() does.
+    forward returns what the U-Net returned. Without gradients. Raises ValueError as hollowed() does.
     """
     check_mode(cut, mode)
+    with torch.no_grad(), ending_at_the_centre(unet, cut):
+        output, skip = forward().split([cut.channels_out, cut.channels_in], dim=1)
+        return output - skip if mode == "residual" else output.clone()  # a view would keep the skip alive
+
+
+@contextmanager
+def ending_at_the_centre(unet: nn.Module, cut: Cut) -> Iterator[None]:
+    """The U-Net without its kept output blocks inside the block, for when nobody needs what they make.
+
+    It returns what the first of them takes: the centre's output joined with the skip, (B, C_out + C_in, H, W).
+    """
     first_kept = len(unet.output_blocks) - cut.kept
     blocks = _numbered(unet.output_blocks, range(first_kept))
-    blocks.add_module(str(first_kept), nn.Sequential())  # gets (B, C_out + C_in, H, W) and passes it on
-    with torch.no_grad(), _replaced(unet, output_blocks=blocks, out=nn.Sequential()):
-        joined = forward()
-        output, skip = joined.split([cut.channels_out, cut.channels_in], dim=1)
-        return output - skip if mode == "residual" else output.clone()  # a view would keep the skip alive
+    blocks.add_module(str(first_kept), nn.Sequential())
+    with _replaced(unet, output_blocks=blocks, out=nn.Sequential()):
+        yield
 
 
 def check_mode(cut: Cut, mode: str) -> None:

@@ -2,13 +2,45 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
 
-from .config import SelectiveConfig
+from .config import HollowConfig, SelectiveConfig
+from .hollow import HollowTrained
 from .memory import Phase, PhaseMeter
-from .selective import StepReport, first_and_last
+from .run import StepReport, first_and_last
 
 MIB = 2**20
+
+
+class Circumstances(NamedTuple):
+    """What a run was given, as a report says it."""
+
+    base_model: str  # as detected: sd_v1, sd_v2, sdxl_base_v1-0
+    prediction_type: str  # epsilon or v_prediction
+    instance_prompt: str
+    resolution: int  # pixels of a side of the full-size images
+    device: str
+    dtype: str  # of the U-Net's computation; the LoRA is float32
+
+
+@dataclass(frozen=True)
+class HollowRecord:
+    """What a hollowed run left out, and what stood in for it."""
+
+    left_out: str  # names of blocks
+    share: float  # of the U-Net's parameters, 0-1
+    left_out_bytes: int  # that were off the device while steps ran
+    cache_samples: int
+    cache_bytes: int
+    cache_reused: bool  # it was there from a run before
+
+    def __str__(self) -> str:
+        source = "from a run before" if self.cache_reused else "written in this run"
+        return (
+            f"left out: {self.left_out}, {self.share:.1%} of the U-Net, {_mib(self.left_out_bytes)}\n"
+            f"cache: {self.cache_samples:,} samples, {_mib(self.cache_bytes)} on disk, {source}"
+        )
 
 
 @dataclass(frozen=True)
@@ -16,12 +48,12 @@ class Report:
     """One finished training run. Bytes are of tensors on the training device; None means not measured."""
 
     method: str
-    base_model: str  # as detected: sd_v1, sd_v2, sdxl_base_v1-0
-    prediction_type: str  # epsilon or v_prediction
+    base_model: str  # this and the next five as in Circumstances
+    prediction_type: str
     instance_prompt: str
-    resolution: int  # pixels of a side of the full-size images
+    resolution: int
     device: str
-    dtype: str  # of the U-Net's computation; the LoRA is float32
+    dtype: str
     steps: int
     steps_bp: int
     steps_zo: int
@@ -33,6 +65,7 @@ class Report:
     loss: Mapping[str, Mapping[str, float]]  # "first" and "last" (means of 10 steps), over all steps and by kind
     settings: Mapping[str, object]
     files: tuple[str, ...] = ()
+    hollow: HollowRecord | None = None  # of the Hollowed Net Trainer
 
     def to_json(self) -> str:
         """The record as a JSON object, phases as objects too."""
@@ -42,14 +75,17 @@ class Report:
 
     def summary(self) -> str:
         """One line for the log."""
+        how = f"without {self.hollow.share:.1%}" if self.hollow else f"{self.steps_bp} BP, {self.steps_zo} ZO"
         return (
-            f"{self.method}: {self.steps} steps ({self.steps_bp} BP, {self.steps_zo} ZO) in {self.seconds:.1f} s on "
+            f"{self.method}: {self.steps} steps ({how}) in {self.seconds:.1f} s on "
             f"{self.device} in {self.dtype}, peak {_mib(self.peak_bytes)}, "
             f"loss {self.loss['all']['first']:.4f} -> {self.loss['all']['last']:.4f}"
         )
 
     def __str__(self) -> str:
         lines = [self.summary(), f"prompt: {self.instance_prompt}", f"base model: {self.base_model}"]
+        if self.hollow:
+            lines += str(self.hollow).splitlines()
         if self.inference_peak_bytes:
             ratio = self.peak_bytes / self.inference_peak_bytes
             lines.append(
@@ -65,28 +101,30 @@ class Report:
 
 
 def selective_report(
-    config: SelectiveConfig,
-    history: Sequence[StepReport],
-    meter: PhaseMeter,
-    *,
-    base_model: str,
-    prediction_type: str,
-    instance_prompt: str,
-    resolution: int,
-    device: str,
-    dtype: str,
+    config: SelectiveConfig, history: Sequence[StepReport], meter: PhaseMeter, given: Circumstances
 ) -> Report:
     """The report of a finished selective run."""
-    phases = meter.phases()
+    return _report("Selective BP/ZO", asdict(config), history, meter, given)
+
+
+def hollow_report(config: HollowConfig, trained: HollowTrained, meter: PhaseMeter, given: Circumstances) -> Report:
+    """The report of a finished hollowed run."""
+    cut, cache = trained.cut, trained.cache
+    record = HollowRecord(cut.name, cut.share, cut.leaving_bytes, cache.samples, cache.file_bytes, cache.is_reused)
+    return replace(_report("Hollowed Net", asdict(config), trained.steps, meter, given), hollow=record)
+
+
+def _report(
+    method: str,
+    settings: Mapping[str, object],
+    history: Sequence[StepReport],
+    meter: PhaseMeter,
+    given: Circumstances,
+) -> Report:
     steps_zo = sum(step.kind == "zo" for step in history)
     return Report(
-        method="Selective BP/ZO",
-        base_model=base_model,
-        prediction_type=prediction_type,
-        instance_prompt=instance_prompt,
-        resolution=resolution,
-        device=device,
-        dtype=dtype,
+        method=method,
+        **given._asdict(),
         steps=len(history),
         steps_bp=len(history) - steps_zo,
         steps_zo=steps_zo,
@@ -94,9 +132,9 @@ def selective_report(
         peak_bytes=max(meter.peak_bytes("bp"), meter.peak_bytes("zo")),
         planned_peak_bytes=None,
         inference_peak_bytes=meter.peak_bytes("inference") or None,
-        phases=tuple(phases),
+        phases=tuple(meter.phases()),
         loss=first_and_last(history),
-        settings=asdict(config),
+        settings=settings,
     )
 
 

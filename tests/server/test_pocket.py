@@ -21,7 +21,7 @@ PROMPT = {
             "latent_image": ["4", 0],
             "seed": 1,
             "steps": 4,
-            "cfg": 5.0,
+            "cfg": 3.0,
             "sampler_name": "ddim",
             "scheduler": "simple",
             "denoise": 1.0,

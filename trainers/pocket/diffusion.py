@@ -38,7 +38,7 @@ BATCH = 32
 LEARNING_RATE = 1e-3
 EMPTY_SHARE = 0.1  # of captions, for classifier-free guidance
 MAX_SNR, MAX_WEIGHT = 5.0, 20.0
-GUIDANCE, SAMPLING_STEPS = 5.0, 20
+GUIDANCE, SAMPLING_STEPS = 3.0, 20  # higher guidance costs shape: 85% at 3, 82% at 5
 
 
 def new_unet(seed: int) -> UNet2DConditionModel:

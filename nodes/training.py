@@ -1,0 +1,139 @@
+"""What the trainer nodes have in common: inputs, outputs, and how a finished run is handed over."""
+
+import logging
+from collections.abc import Sequence
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..trainers.lora import TARGETS
+from ..trainers.report import Report
+from ..trainers.run import StepReport
+from . import host_ui
+from .sockets import ReportSocket, SubjectSocket, loss_map
+
+logger = logging.getLogger(__name__)
+
+
+def outputs() -> list[io.Output]:
+    """The LoRA in all its forms, and the story of the run."""
+    return [
+        io.Model.Output("model", tooltip="The model with the new LoRA at strength 1, ready for KSampler."),
+        io.LoraModel.Output("lora", tooltip="For Save LoRA, or core's Load LoRA Model at another strength."),
+        io.LossMap.Output("loss", tooltip="For core's Plot Loss Graph."),
+        ReportSocket.Output("report", tooltip="Time, steps, losses and peak memory. Preview as Text shows it."),
+    ]
+
+
+def finished(
+    node_id: str | None, model, lora: dict[str, Tensor], steps: Sequence[StepReport], report: Report
+) -> io.NodeOutput:
+    """The outputs of a run, which is also told to the log and to the browser."""
+    logger.info(report.summary())
+    host_ui.send_done(node_id, report.summary())
+    return io.NodeOutput(
+        model,
+        lora,
+        loss_map([step.loss for step in steps]),
+        report,
+        ui={"text": [str(report)], "report": [report.to_json()]},
+    )
+
+
+def models() -> list[io.Input]:
+    """What is trained, and on what."""
+    return [
+        io.Model.Input("model", tooltip="SD 1.x, SD 2.x, SDXL or SSD-1B. It is trained in place and left as it was."),
+        io.Clip.Input("clip", tooltip="The text encoder of the same checkpoint. Used once, before training."),
+        io.Vae.Input("vae", tooltip="The VAE of the same checkpoint. Used once, before training."),
+        SubjectSocket.Input("subject", tooltip="From Load Subject Images."),
+    ]
+
+
+def seed() -> io.Input:
+    """The last of the inputs that are always shown."""
+    return io.Int.Input(
+        "seed",
+        default=0,
+        min=0,
+        max=2**64 - 1,
+        # fixed: a second Run of an unchanged graph is then served from ComfyUI's cache, not trained anew
+        control_after_generate=io.ControlAfterGenerate.fixed,
+        tooltip="Of everything random in the run. The same seed on the same machine gives the same LoRA.",
+    )
+
+
+def more_lora(batch: str) -> list[io.Input]:
+    """Advanced: of the LoRA and the batch; batch says what the photos of one have in common."""
+    return [
+        io.Float.Input(
+            "alpha",
+            default=0.0,
+            min=0.0,
+            max=1024.0,
+            optional=True,
+            advanced=True,
+            tooltip="The LoRA acts with strength alpha / rank. 0 stands for alpha = rank.",
+        ),
+        io.Combo.Input(
+            "target_modules",
+            options=list(TARGETS),
+            default="attention",
+            optional=True,
+            advanced=True,
+            tooltip="Which layers of the U-Net get a LoRA. The paper and DreamBooth LoRA use attention.",
+        ),
+        io.Int.Input(
+            "batch_size",
+            default=1,
+            min=1,
+            max=64,
+            optional=True,
+            advanced=True,
+            tooltip=f"Photos per step, {batch}. Memory grows with it.",
+        ),
+    ]
+
+
+def more_steps() -> list[io.Input]:
+    """Advanced: of a step of backpropagation."""
+    return [
+        io.Float.Input(
+            "weight_decay",
+            default=1e-2,
+            min=0.0,
+            max=1.0,
+            step=1e-4,
+            optional=True,
+            advanced=True,
+            tooltip="Of AdamW, in BP steps. 0.01 is its default.",
+        ),
+        io.Float.Input(
+            "max_grad_norm",
+            default=1.0,
+            min=0.0,
+            max=1e3,
+            step=0.1,
+            optional=True,
+            advanced=True,
+            tooltip="Longer gradients are cut to this length in BP steps. 0 turns it off.",
+        ),
+        io.Float.Input(
+            "min_snr_gamma",
+            default=0.0,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            optional=True,
+            advanced=True,
+            tooltip="Weighs timesteps by signal to noise, cut at this value (min-SNR, arXiv:2303.09556, uses 5). "
+            "0 turns it off.",
+        ),
+        io.Boolean.Input(
+            "gradient_checkpointing",
+            default=False,
+            optional=True,
+            advanced=True,
+            tooltip="Compute each block's activations again in the backward pass: less memory, slower BP steps.",
+        ),
+    ]
