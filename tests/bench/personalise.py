@@ -34,10 +34,12 @@ from trainers.pocket.weights import checksum  # noqa: E402
 NEW_GROUNDS = [ground for ground in GROUND_PHRASES if ground not in SEEN_GROUNDS]
 PROMPTS = [f"a photo of a sks toy {GROUND_PHRASES[ground][0]}" for ground in NEW_GROUNDS]
 OTHERS = ["a photo of a red cube on grass", "a photo of a blue striped ball on sand"]
+SELECTIVE = "EdgeTune_SelectiveTrainer"
 SETTINGS = {
-    "steps": 300,
-    "rank": 4,
-    "learning_rate": 1e-3,
+    "steps": 400,
+    "rank": 16,
+    "learning_rate": 3e-3,
+    "batch_size": 2,
     "zo_learning_rate": 1e-2,
     "zo_epsilon": 1e-2,
     "zo_perturbations": 4,
@@ -51,7 +53,7 @@ SAMPLER = {"steps": 20, "cfg": 3.0, "sampler_name": "ddim", "scheduler": "simple
 EACH = 4  # pictures per prompt
 
 
-def workflow(subject: str, settings: dict) -> dict:
+def workflow(subject: str, settings: dict, trainer: str = SELECTIVE) -> dict:
     """A prompt in API format: before and after for every text, saved under its number."""
     nodes = {
         "model": node("EdgeTune_LoadPocketModel"),
@@ -62,7 +64,7 @@ def workflow(subject: str, settings: dict) -> dict:
             resolution=128,
         ),
         "train": node(
-            "EdgeTune_SelectiveTrainer",
+            trainer,
             model=["model", 0],
             clip=["model", 1],
             vae=["model", 2],
@@ -115,16 +117,17 @@ def mean(values) -> float:
     return float(np.mean(list(values)))
 
 
-def run(client, subject: str, settings: dict, out: Path) -> dict:
+def run(client, subject: str, settings: dict, sheet: Path, trainer: str = SELECTIVE) -> dict:
+    """Train and draw on the server; writes the sheet and returns the scores."""
     began = time.perf_counter()
-    entry = client.run(workflow(subject, settings), timeout_s=3600)
+    entry = client.run(workflow(subject, settings, trainer), timeout_s=3600)
     names = [f"{when}{i}" for when in ("before", "after") for i in range(len(PROMPTS) + len(OTHERS))]
     shown = {name: pictures(client, entry, name) for name in names}
     photos = photos_of(subject)
     columns = len(PROMPTS) + len(OTHERS)
     rows = [torch.nn.functional.pad(photos, (0, 0, 0, 0, 0, 0, 0, columns - len(photos)))]
     rows += [shown[f"{when}{i}"][j : j + 1] for when in ("before", "after") for j in (0, 1) for i in range(columns)]
-    save_sheet(torch.cat(rows), columns, out / f"{subject}.png")
+    save_sheet(torch.cat(rows), columns, sheet)
     report = json.loads(entry["outputs"]["train"]["report"][0])
     seconds = {"training_s": report["seconds"], "all_s": time.perf_counter() - began}
     return scores(shown, photos) | seconds | {"peak_bytes": report["peak_bytes"]}
@@ -143,14 +146,18 @@ def main() -> None:
     results = {}
     with comfyui.start_server(out / "server") as server:
         for subject in arguments.subjects:
-            results[subject] = run(server.client, subject, settings, out)
+            results[subject] = run(server.client, subject, settings, out / f"{subject}.png")
             print(row(subject, results[subject]), flush=True)
-    machine = {"platform": platform.platform(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    about = {"settings": settings, "sampler": SAMPLER, "machine": machine, "weights_sha256": checksum()}
-    summary = about | {"subjects": results}
+    summary = {"settings": settings} | circumstances() | {"subjects": results}
     (out / "results.json").write_text(json.dumps(summary, indent=1))
     learnt = sum(r["after"]["identity"] > r["before"]["identity"] for r in results.values())
     print(f"{learnt} of {len(results)} subjects nearer to their photos after training; {json.dumps(settings)}")
+
+
+def circumstances() -> dict:
+    """What the figures depend on beside the settings."""
+    machine = {"platform": platform.platform(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return {"sampler": SAMPLER, "machine": machine, "weights_sha256": checksum()}
 
 
 def read(value: str) -> object:
