@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import torch
 from diffusers import DDPMScheduler
-from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
 
 
@@ -75,7 +74,8 @@ def denoising_loss(
 
 
 def _min_snr_weight(scheduler: DDPMScheduler, t: Tensor, gamma: float, v_prediction: bool) -> Tensor:
-    snr = compute_snr(scheduler, t)
+    alphas_cumprod = scheduler.alphas_cumprod.to(t.device)[t]
+    snr = alphas_cumprod / (1 - alphas_cumprod)
     return snr.clamp(max=gamma) / (snr + 1 if v_prediction else snr)
 
 
