@@ -4,6 +4,7 @@ import json
 
 import pytest
 from pack.trainers.pocket.judges import ATTRIBUTES
+from pack.trainers.pocket.subjects import SUBJECTS
 from pack.trainers.pocket.weights import FILE, checksum
 
 FOLDER = FILE.parent
@@ -33,3 +34,14 @@ def test_the_table_has_the_measured_accuracies(name):
     accuracy = measured("evaluation.json")["accuracy"]
     cells = [f"{100 * accuracy[origin][name]:.1f}%" for origin in ("renders", "reconstructions", "samples")]
     assert f"| {name} | {' | '.join(cells)} |" in CARD
+
+
+def test_the_subjects_were_learnt_with_these_weights():
+    """At least 7 of 8 nearer to their photos than before, and the ground still what the prompt says."""
+    result = measured("subjects.json")
+    assert result["weights_sha256"] == checksum() and set(result["subjects"]) == set(SUBJECTS)
+    scores = result["subjects"].values()
+    assert sum(score["after"]["identity"] > score["before"]["identity"] + 0.2 for score in scores) >= 7
+    assert all(score["after"]["ground"] >= 0.8 for score in scores)
+    for subject, score in result["subjects"].items():
+        assert f"| {subject} | {score['before']['identity']:.2f} | {score['after']['identity']:.2f} |" in CARD
