@@ -12,8 +12,16 @@ from .checks import require
 from .hollow_forward import MODES
 from .lora import TARGETS
 from .schedule import STRATEGIES
+from .token_gradient import DIFFERENCES
+from .token_subspace import SUBSPACES
 
 SAMPLING = ("plain", "two-path")  # what the hollowed trainer's MODEL output does with its LoRA
+TOKEN_CHOICES = {
+    "method": ("zo", "gradient"),
+    "difference": DIFFERENCES,
+    "candidates": ("auto", "batch", "one_by_one"),
+    "subspace": SUBSPACES,
+}
 
 
 class _LoraTraining:
@@ -100,3 +108,42 @@ class HollowConfig(_LoraTraining):
     def samples_needed(self) -> int:
         """Noised photos to store: no more than the run has a use for."""
         return min(self.cache_samples, self.steps * self.batch_size)
+
+
+@dataclass(frozen=True)
+class TokenConfig:
+    """Settings of textual inversion, by forward passes alone (Seo et al. 2025, arXiv:2503.14868) or by gradients."""
+
+    steps: int = 30_000  # updates of the token, unless it stops early; the paper's
+    learning_rate: float = 5e-3  # of Adam; the paper's, while its script says 1e-2
+    zo_perturbations: int = 2  # n; a step takes n + 1 forward passes, or 2 n with central differences; the paper's
+    zo_epsilon: float = 1e-3  # mu, standard deviation of a perturbation, in units of the token; the paper's
+    t_low: int = 500  # timesteps are drawn from t_low to t_high - 1; the paper's
+    t_high: int = 900
+    seed: int = 0  # of photos, captions, timesteps, noise and perturbations
+    method: str = "zo"  # or "gradient", textual inversion as Gal et al. 2022 (arXiv:2208.01618) have it
+    difference: str = "forward"  # the paper's
+    candidates: str = "auto"  # the tokens of a step as one batch, or one by one to save memory
+    subspace: str = "published"  # one of token_subspace.SUBSPACES
+    subspace_size: int = 128  # tau, past tokens that span it, and steps until it is found anew; the paper's
+    subspace_nu: float = 1e-3  # share of the variance that is given up; the paper's
+    subspace_outside: float = 0.5  # of "confined": factor on what lies outside the span
+    weight_decay: float = 1e-2  # of AdamW, method "gradient"
+    eval_every: int = 100  # steps between losses under fixed noise; 0 turns them off, and the last token is kept
+    eval_samples: int = 8  # forward passes of each such loss
+    patience: int = 20  # such losses in a row that are no new best, then the run stops; 0 never stops
+
+    def __post_init__(self):
+        for name in ("steps", "zo_perturbations", "eval_samples"):
+            require(name, getattr(self, name), "at least 1", getattr(self, name) >= 1)
+        for name in ("learning_rate", "zo_epsilon"):
+            require(name, getattr(self, name), "a positive number", 0 < getattr(self, name) < math.inf)
+        for name in ("weight_decay", "eval_every", "patience"):
+            require(name, getattr(self, name), "zero or a positive number", 0 <= getattr(self, name) < math.inf)
+        require("seed", self.seed, "between 0 and 2**64 - 1", 0 <= self.seed < 2**64)
+        require("t_low", self.t_low, f"0 or more and below t_high, {self.t_high}", 0 <= self.t_low < self.t_high)
+        require("subspace_size", self.subspace_size, "at least 2", self.subspace_size >= 2)
+        require("subspace_nu", self.subspace_nu, "above 0 and below 1", 0 < self.subspace_nu < 1)
+        require("subspace_outside", self.subspace_outside, "between 0 and 1", 0 <= self.subspace_outside <= 1)
+        for name, choices in TOKEN_CHOICES.items():
+            require(name, getattr(self, name), f"one of {', '.join(choices)}", getattr(self, name) in choices)
