@@ -34,7 +34,7 @@ SETTINGS = {
     "EdgeTune_HollowedNetTrainer": {
         "steps": 400,
         "rank": 16,
-        "learning_rate": 3e-3,
+        "learning_rate": 1e-3,
         "batch_size": 2,
         "cache_samples": 400,
     },

@@ -38,7 +38,7 @@ SELECTIVE = "EdgeTune_SelectiveTrainer"
 SETTINGS = {
     "steps": 400,
     "rank": 16,
-    "learning_rate": 3e-3,
+    "learning_rate": 1e-3,
     "batch_size": 2,
     "zo_learning_rate": 1e-2,
     "zo_epsilon": 1e-2,
