@@ -2,7 +2,9 @@
 
 import json
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 
 import pytest
@@ -58,14 +60,16 @@ def files(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
 
 
-@pytest.fixture
-def full_disk():
-    """Every write beyond 4 KiB fails, as on a disk that is nearly full."""
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Every write beyond 4 KiB fails, as on a disk that is nearly full; pytest's own, too, so no longer than needed."""
     resource = pytest.importorskip("resource", reason="no file size limits on Windows")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.mark.parametrize("dtype", [HALF, torch.bfloat16, FULL])
@@ -85,11 +89,11 @@ def test_a_view_that_needs_grad_is_saved_as_it_reads(tmp_path):
 
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("taken", [False, True], ids=["free", "taken"])
-def test_a_full_disk_leaves_everything_as_it_was(tmp_path, full_disk, overwrite, taken):
+def test_a_full_disk_leaves_everything_as_it_was(tmp_path, overwrite, taken):
     path = tmp_path / "dog.safetensors"
     if taken:
         path.write_bytes(b"first")
-    with pytest.raises(Exception, match="too large"):  # safetensors' own error
+    with full_disk(), pytest.raises(Exception, match="too large"):  # safetensors' own error
         save_lora(lora(), path, FULL, {}, overwrite)
     assert files(tmp_path) == ({"dog.safetensors"} if taken else set())
     assert not taken or path.read_bytes() == b"first"

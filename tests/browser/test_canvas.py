@@ -124,6 +124,7 @@ def test_the_template_browser_lists_our_workflows(canvas):
     for name in NAMES:
         picture = canvas.page.get_by_test_id(f"template-workflow-{name}").locator("img").first
         picture.wait_for()
+        picture.scroll_into_view_if_needed()  # further ones are not there before they are near
         canvas.wait(lambda: picture.evaluate("e => e.naturalWidth") == 640, timeout_s=10)  # noqa: B023
     canvas.page.keyboard.press("Escape")
     canvas.page.get_by_role("dialog").wait_for(state="detached")

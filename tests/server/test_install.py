@@ -13,6 +13,7 @@ NODES = {
     "EdgeTune_LoadPocketModel": "Load Pocket Model",
     "EdgeTune_LoadSubjectImages": "Load Subject Images",
     "EdgeTune_SelectiveTrainer": "Selective BP/ZO Trainer",
+    "EdgeTune_HollowedNetTrainer": "Hollowed Net Trainer",
     "EdgeTune_SaveLoRA": "Save LoRA",
     "EdgeTune_DTAPPreview": "DTAP Scheduler Preview",
 }
