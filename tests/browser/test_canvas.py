@@ -117,17 +117,25 @@ def test_the_frontend_knows_our_messages(canvas):
     assert ["Unhandled message" in text for text in canvas.messages] == [True]
 
 
-def test_the_template_browser_lists_our_workflows(canvas):
-    module = pack(canvas)
+@pytest.fixture
+def template_browser(canvas):
+    """The frontend's dialog on our pack's page; away afterwards, whatever happened in it."""
     canvas.page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
-    canvas.page.get_by_role("dialog").get_by_text(module, exact=True).first.click()
-    for name in NAMES:
-        picture = canvas.page.get_by_test_id(f"template-workflow-{name}").locator("img").first
-        picture.wait_for()
-        picture.scroll_into_view_if_needed()  # further ones are not there before they are near
-        canvas.wait(lambda: picture.evaluate("e => e.naturalWidth") == 640, timeout_s=10)  # noqa: B023
+    dialog = canvas.page.get_by_role("dialog")
+    dialog.get_by_text(pack(canvas), exact=True).first.click()
+    yield dialog
     canvas.page.keyboard.press("Escape")
-    canvas.page.get_by_role("dialog").wait_for(state="detached")
+    dialog.wait_for(state="detached")
+
+
+def test_the_template_browser_lists_our_workflows(canvas, template_browser):
+    for name in NAMES:
+        card = template_browser.get_by_test_id(f"template-workflow-{name}")
+        canvas.wait(lambda: card.count() or canvas.page.mouse.wheel(0, 400), timeout_s=10)  # noqa: B023
+        card.scroll_into_view_if_needed()  # its picture is loaded, and further cards are made, when they are near
+        picture = card.locator("img").first
+        picture.hover()  # where the wheel turns
+        canvas.wait(lambda: picture.evaluate("e => e.naturalWidth") == 640, timeout_s=10)  # noqa: B023
 
 
 @pytest.mark.parametrize("name", NAMES)
