@@ -12,6 +12,8 @@ import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer, LoraModel
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
 
 ADAPTER = "edgetune"
 
@@ -57,11 +59,45 @@ def injected(unet: nn.Module, rank: int, alpha: float, target_modules: str, seed
         tuner = LoraModel(unet, settings, ADAPTER)
     try:
         lora = Lora(unet, alpha)
+        for layer in lora.layers.values():
+            layer.cast_input_dtype_enabled = False  # or peft hands _Down a float32 copy of the layer's input
+            layer.lora_A[ADAPTER] = _Down(layer.lora_A[ADAPTER].weight)
         _initialise(lora, seed)
         yield lora
     finally:
         tuner.unload()
         vars(unet).pop("peft_config", None)
+
+
+class _Down(nn.Module):
+    """A x in float32. In a 16-bit network q, k and v share x as it came, where peft keeps a float32 copy for each."""
+
+    def __init__(self, weight: nn.Parameter):
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., rank)."""
+        return _Product.apply(x, self.weight)
+
+
+class _Product(torch.autograd.Function):
+    """x W^T in W's dtype, keeping x for the backward pass in its own."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return linear(x.to(weight.dtype), weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor]:
+        x, weight = ctx.saved_tensors
+        rows = x.to(weight.dtype).flatten(0, -2)
+        return (
+            (gradient @ weight).to(x.dtype) if ctx.needs_input_grad[0] else None,
+            gradient.flatten(0, -2).T @ rows,
+        )
 
 
 def _initialise(lora: Lora, seed: int) -> None:
