@@ -134,7 +134,7 @@ def mib(size: int) -> str:
 
 def plot(case: Case, found: list[Row], path: Path) -> None:
     """Peaks over what is left out, and inference's."""
-    figure = Figure(figsize=(1100 / DPI, 560 / DPI), dpi=DPI, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(1100 / DPI, 620 / DPI), dpi=DPI, layout="constrained", facecolor="white")
     axes = figure.subplots()
     inference, *trained = found
     axes.axhline(inference.totals[0] / MIB, color=INK, lw=1.5, ls="--", label="inference, whole U-Net")
@@ -152,7 +152,7 @@ def plot(case: Case, found: list[Row], path: Path) -> None:
     axes.tick_params(labelsize=TICK_PT, labelcolor=INK, color=INK)
     axes.grid(color=FAINT, lw=0.8)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=TICK_PT, labelcolor=INK, frameon=False)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=TICK_PT, labelcolor=INK, frameon=False)
     save(figure, path)
 
 
