@@ -4,7 +4,8 @@ import logging
 
 from comfy_api.latest import io
 
-from ..trainers.checkpoint import DTYPES, lora_file_name, lora_metadata, save_lora
+from ..trainers.checkpoint import DTYPES, lora_metadata, save_lora
+from ..trainers.weight_files import safetensors_name
 from . import host_files
 from .sockets import ReportSocket
 
@@ -55,7 +56,7 @@ class SaveLoRA(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora, filename, report=None, dtype="float16", overwrite=False) -> io.NodeOutput:
-        wanted = host_files.lora_file(lora_file_name(filename))
+        wanted = host_files.lora_file(safetensors_name(filename))
         metadata = lora_metadata(lora, wanted.stem, report)
         path = save_lora(lora, wanted, DTYPES[dtype], metadata, overwrite)
         logger.info("Save LoRA: %s", path)

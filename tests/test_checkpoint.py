@@ -11,9 +11,10 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from pack.trainers import checkpoint
-from pack.trainers.checkpoint import lora_file_name, lora_metadata, save_lora
+from pack.trainers import weight_files
+from pack.trainers.checkpoint import lora_metadata, save_lora
 from pack.trainers.report import Report
+from pack.trainers.weight_files import safetensors_name
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -218,13 +219,13 @@ BAD += ["con", "NUL.txt", "pets/aux", "COM1", "lpt9.safetensors", "..\\dog", "pe
 
 @pytest.mark.parametrize("name, expected", GOOD.items(), ids=str)
 def test_a_name_becomes_a_path_inside_the_folder(name, expected):
-    assert lora_file_name(name).as_posix() == expected
+    assert safetensors_name(name).as_posix() == expected
 
 
 @pytest.mark.parametrize("name", BAD, ids=repr)
 def test_a_name_that_leaves_the_folder_or_windows_cannot_store_is_refused(name):
     with pytest.raises(ValueError) as error:
-        lora_file_name(name)
+        safetensors_name(name)
     assert str(error.value).startswith(f"filename: got {name!r}; needs a name such as my_dog or pets/my_dog")
 
 
@@ -232,7 +233,7 @@ def test_a_name_that_leaves_the_folder_or_windows_cannot_store_is_refused(name):
 def test_an_accepted_name_can_be_stored(tmp_path, name):
     """File systems take 255 bytes for a name; a name that is too long has to be refused with the reason."""
     try:
-        path = tmp_path / lora_file_name(name)
+        path = tmp_path / safetensors_name(name)
     except ValueError as error:
         assert str(error).startswith("filename: ")
     else:
@@ -246,7 +247,7 @@ def test_an_accepted_name_can_be_stored(tmp_path, name):
 def test_no_name_leaves_the_folder(name):
     """On this system and on Windows, whatever the text; and numbers and case do not change that."""
     try:
-        relative = lora_file_name(name)
+        relative = safetensors_name(name)
     except ValueError:
         return
     root = Path("/models/loras")
@@ -254,5 +255,5 @@ def test_no_name_leaves_the_folder(name):
     windows = PureWindowsPath(str(relative))
     assert not windows.drive and not windows.root and ".." not in windows.parts
     assert relative.suffix == ".safetensors" and relative.stem
-    assert not checkpoint.RESERVED.search(str(relative))
-    assert lora_file_name(str(relative)) == relative  # the name a file got names it again
+    assert not weight_files.RESERVED.search(str(relative))
+    assert safetensors_name(str(relative)) == relative  # the name a file got names it again

@@ -1,22 +1,19 @@
-"""LoRA files: safetensors with metadata, complete or not there at all.
+"""LoRA files: tensors and metadata.
 
 Metadata keys are kohya-ss/sd-scripts' `ss_*` and Stability's ModelSpec 1.0.1 `modelspec.*`, the two that model
 browsers read; `edgetune.report` holds the whole report of the run as JSON. All values are strings.
 """
 
 import json
-import os
-import re
-import tempfile
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .report import Report
+from .weight_files import save_tensors
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 BASE_VERSIONS = {  # by token width, in kohya's words where there are any
@@ -33,75 +30,14 @@ ARCHITECTURES = {
 }
 SD2_V_PREDICTION = "stable-diffusion-v2-768-v/lora"
 PREDICTION_TYPES = {"epsilon": "epsilon", "v_prediction": "v"}  # diffusers' word, ModelSpec's word
-MAX_NAME_BYTES = 200  # file systems stop at 255, and the file is first written under a longer name
-RESERVED = re.compile(r'[<>:"|?*\x00-\x1f]')  # in file names on Windows
-RESERVED_NAMES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 
 
 def save_lora(
     lora: Mapping[str, Tensor], path: Path, dtype: torch.dtype, metadata: Mapping[str, str], overwrite: bool = False
 ) -> Path:
     """Write the LoRA, atomically; returns where: path, or path_2, path_3 ... if path is taken and to be kept."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    state = {key: value.detach().to("cpu", dtype).contiguous() for key, value in lora.items()}
-    bad = [key for key, value in state.items() if not torch.isfinite(value).all()]
-    if bad:
-        raise ValueError(f"lora: {bad[0]} has values that are not finite as {dtype}; it was not saved")
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    try:
-        save_file(state, temporary, metadata=dict(metadata))
-        return _publish(Path(temporary), path, overwrite)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
-def _publish(temporary: Path, path: Path, overwrite: bool) -> Path:
-    """Give the finished file its name; a hard link fails when the name is taken, so two runs cannot both get it."""
-    os.chmod(temporary, 0o644)
-    if overwrite:
-        os.replace(temporary, path)
-        return path
-    number, candidate = 1, path
-    while True:
-        try:
-            _link(temporary, candidate)
-            return candidate
-        except FileExistsError:
-            number += 1
-            candidate = path.with_name(f"{path.stem}_{number}{path.suffix}")
-
-
-def _link(temporary: Path, candidate: Path) -> None:
-    try:
-        os.link(temporary, candidate)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links, such as exFAT
-        if candidate.exists():
-            raise FileExistsError(candidate) from None
-        os.replace(temporary, candidate)
-
-
-def lora_file_name(filename: str) -> Path:
-    """filename as a relative path that every operating system takes, with .safetensors at the end.
-
-    Raises ValueError for names that would leave the folder or that Windows cannot store.
-    """
-    parts = filename.replace("\\", "/").removesuffix(".safetensors").split("/")
-    if not all(_is_portable(part) for part in parts):
-        raise ValueError(
-            f"filename: got {filename!r}; needs a name such as my_dog or pets/my_dog, without .. or an absolute path, "
-            f'without any of < > : " | ? *, no part ending in a dot or a space or over {MAX_NAME_BYTES} bytes long'
-        )
-    return Path(*parts[:-1], f"{parts[-1]}.safetensors")
-
-
-def _is_portable(part: str) -> bool:
-    if len(part.encode("utf-8", "replace")) > MAX_NAME_BYTES:
-        return False
-    reserved = RESERVED.search(part) or part.split(".")[0].lower() in RESERVED_NAMES
-    return bool(part.strip()) and part[-1] not in " ." and not reserved
+    state = {key: value.detach().to("cpu", dtype) for key, value in lora.items()}
+    return save_tensors("lora", state, path, metadata, overwrite)
 
 
 def lora_metadata(lora: Mapping[str, Tensor], name: str, report: Report | None) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import re
 
-from .checkpoint import MAX_NAME_BYTES, RESERVED_NAMES
+from .weight_files import MAX_NAME_BYTES, RESERVED_NAMES
 
 # "imagenet_templates_small" of Gal et al. 2022 (arXiv:2208.01618), as diffusers and ZOODiP use them
 TEMPLATES = (
