@@ -22,7 +22,8 @@ from ..trainers.checkpoint import BASE_VERSIONS
 from ..trainers.memory import PhaseMeter
 from ..trainers.objective import Condition, Example, Network, Sample, noise_scheduler
 from ..trainers.photos import Photo, Subject, downscaled, mirrored
-from ..trainers.report import Circumstances
+from ..trainers.report import Circumstances, LoadedModel
+from . import host_loaded
 
 SUPPORTED = "a Stable Diffusion 1.x, 2.x or XL model, or a relative such as SSD-1B"
 
@@ -35,6 +36,7 @@ class ModelFacts(NamedTuple):
     dtype: torch.dtype  # of the U-Net's computation
     device: torch.device
     device_name: str
+    other_models: tuple[LoadedModel, ...]  # on that device, at this moment
 
 
 def model_facts(model: ModelPatcher) -> ModelFacts:
@@ -60,6 +62,7 @@ def model_facts(model: ModelPatcher) -> ModelFacts:
         model.model.get_dtype_inference(),
         device,
         model_management.get_torch_device_name(device),
+        host_loaded.other_models(model),
     )
 
 
@@ -72,6 +75,7 @@ def circumstances(facts: ModelFacts, subject: Subject) -> Circumstances:
         resolution=subject.resolution,
         device=facts.device_name,
         dtype=str(facts.dtype).removeprefix("torch."),
+        other_models=facts.other_models,
     )
 
 

@@ -21,7 +21,18 @@ OURS = sorted(
 )
 
 HOST = {"comfy", "comfy_extras", "comfy_execution", "folder_paths", "server", "execution", "nodes", "latent_preview"}
-LIBRARIES = {"torch", "peft", "diffusers", "transformers", "safetensors", "numpy", "PIL", "matplotlib", "pillow_heif"}
+LIBRARIES = {
+    "torch",
+    "peft",
+    "diffusers",
+    "transformers",
+    "safetensors",
+    "numpy",
+    "PIL",
+    "matplotlib",
+    "pillow_heif",
+    "psutil",
+}
 FORBIDDEN = {"pickle", "marshal", "shelve", "subprocess", "socket", "http", "urllib", "requests", "ctypes"}
 SHARED = {"sockets", "training"}  # what node files have in common
 MAX_LINES = 300

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pack.trainers.config import SelectiveConfig
 from pack.trainers.memory import PhaseMeter
-from pack.trainers.report import Circumstances, Report, selective_report
+from pack.trainers.report import Circumstances, LoadedModel, Report, selective_report
 from pack.trainers.run import StepReport
 
 MIB = 2**20
@@ -67,12 +67,30 @@ def test_a_kind_that_never_ran_is_left_out(kinds, missing):
 
 def test_json_has_the_phases_as_objects_and_peaks_in_bytes():
     record = json.loads(report().to_json())
-    assert all(phase.keys() == {"name", "seconds", "peak_bytes"} for phase in record["phases"])
+    assert all(phase.keys() >= {"name", "seconds", "peak_bytes"} for phase in record["phases"])
     peaks = {phase["name"]: phase["peak_bytes"] for phase in record["phases"]}
     assert peaks == {"encode": 5 * MIB, "inference": MIB, "bp": 3 * MIB, "zo": 2 * MIB}
     assert record["peak_bytes"] == 3 * MIB  # of training, not of encoding
     assert record["inference_peak_bytes"] == MIB
     assert sum(phase["seconds"] for phase in record["phases"]) <= record["seconds"]
+
+
+def test_json_has_a_time_line_and_the_process():
+    """Four spans in their order, within the run; the process holds them and more."""
+    record = json.loads(report().to_json())
+    assert [span["phase"] for span in record["timeline"]] == ["encode", "inference", "bp", "zo"]
+    assert [span["bytes"] for span in record["timeline"]] == [5 * MIB, MIB, 3 * MIB, 2 * MIB]
+    edges = [time for span in record["timeline"] for time in (span["start"], span["end"])]
+    assert edges == sorted(edges) and 0 <= edges[0] and edges[-1] <= record["seconds"]
+    assert record["process_peak_bytes"] == max(span["process_bytes"] for span in record["timeline"]) > 5 * MIB
+    assert "counted once" in record["measurement"]
+
+
+def test_other_models_are_named():
+    given = GIVEN._replace(other_models=(LoadedModel("AutoencoderKL", 160 * MIB),))
+    made = selective_report(CONFIG, history("b"), PhaseMeter(torch.device("cpu")), given)
+    assert json.loads(made.to_json())["other_models"] == [{"name": "AutoencoderKL", "bytes": 160 * MIB}]
+    assert "loaded when the run began: AutoencoderKL, 160 MiB" in str(made)
 
 
 def test_json_keeps_prompts_and_large_seeds_exactly():

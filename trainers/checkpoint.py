@@ -6,6 +6,7 @@ browsers read; `edgetune.report` holds the whole report of the run as JSON. All 
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -82,5 +83,5 @@ def _report_metadata(report: Report) -> dict[str, str]:
         "modelspec.trigger_phrase": report.instance_prompt,
         "modelspec.resolution": f"{report.resolution}x{report.resolution}",
         "modelspec.description": report.summary(),
-        "edgetune.report": report.to_json(),
+        "edgetune.report": replace(report, timeline=()).to_json(),
     }

@@ -9,8 +9,16 @@ from .config import HollowConfig, SelectiveConfig
 from .hollow import HollowTrained
 from .memory import Phase, PhaseMeter
 from .run import StepReport, first_and_last
+from .timeline import Span
 
 MIB = 2**20
+
+
+class LoadedModel(NamedTuple):
+    """A model that ComfyUI held on the device beside the one that was trained."""
+
+    name: str
+    bytes: int
 
 
 class Circumstances(NamedTuple):
@@ -22,6 +30,7 @@ class Circumstances(NamedTuple):
     resolution: int  # pixels of a side of the full-size images
     device: str
     dtype: str  # of the U-Net's computation; the LoRA is float32
+    other_models: tuple[LoadedModel, ...] = ()  # there when the run began; ComfyUI unloads them before the steps
 
 
 @dataclass(frozen=True)
@@ -66,10 +75,15 @@ class Report:
     settings: Mapping[str, object]
     files: tuple[str, ...] = ()
     hollow: HollowRecord | None = None  # of the Hollowed Net Trainer
+    measurement: str = ""  # what the bytes of tensors are
+    process_peak_bytes: int | None = None  # resident set of ComfyUI's process while phases ran
+    other_models: tuple[LoadedModel, ...] = ()  # as in Circumstances
+    timeline: tuple[Span, ...] = ()
 
     def to_json(self) -> str:
-        """The record as a JSON object, phases as objects too."""
-        record = asdict(self) | {"phases": [phase._asdict() for phase in self.phases]}
+        """The record as a JSON object, phases, spans and models as objects too."""
+        named = ("phases", "other_models", "timeline")
+        record = asdict(self) | {name: [item._asdict() for item in getattr(self, name)] for name in named}
         record["loss"] = {**record["loss"].pop("all"), **record["loss"]}  # first and last of all steps, then by kind
         return json.dumps(record, indent=2)
 
@@ -92,7 +106,10 @@ class Report:
                 f"one forward pass needs {_mib(self.inference_peak_bytes)}: training took {ratio:.2f} times that"
             )
         lines.append("")
-        lines += [f"{p.name:<10} {p.seconds:8.1f} s   peak {_mib(p.peak_bytes)}" for p in self.phases]
+        lines += [_phase_line(phase) for phase in self.phases]
+        if self.process_peak_bytes:
+            lines.append(f"ComfyUI's process took up to {_mib(self.process_peak_bytes)}, all else in it included")
+        lines += [f"loaded when the run began: {model.name}, {_mib(model.bytes)}" for model in self.other_models]
         lines.append("")
         lines += [f"loss {kind:<4} {values['first']:.4f} -> {values['last']:.4f}" for kind, values in self.loss.items()]
         lines.append("")
@@ -135,7 +152,15 @@ def _report(
         phases=tuple(meter.phases()),
         loss=first_and_last(history),
         settings=settings,
+        measurement=meter.measurement,
+        process_peak_bytes=max((phase.process_peak_bytes for phase in meter.phases()), default=None),
+        timeline=meter.timeline(),
     )
+
+
+def _phase_line(phase: Phase) -> str:
+    line = f"{phase.name:<10} {phase.seconds:8.1f} s   peak {_mib(phase.peak_bytes)}"
+    return line + (f", reserved {_mib(phase.reserved_peak_bytes)}" if phase.reserved_peak_bytes else "")
 
 
 def _mib(size: int) -> str:
