@@ -5,7 +5,7 @@ per noised photo; stage 2, here, moves the centre off the device and trains a Lo
 in what it leaves open: AdamW, gradient clipping, how samples are drawn.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import islice
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .backprop import checkpointed
 from .config import HollowConfig
@@ -23,6 +23,7 @@ from .hollow_forward import Hollow, check_mode, hollowed
 from .lora import injected
 from .memory import PhaseMeter
 from .objective import Network, Sample, denoising_loss
+from .offload import offloaded
 from .run import Backprop, StepLog, StepReport
 
 TRAINER = "Hollowed Net Trainer"  # as messages name it
@@ -100,21 +101,6 @@ class _Run:
 
 def _loss(network: Network, inputs: Inputs, min_snr_gamma: float) -> Tensor:
     return denoising_loss(network, inputs.x0, inputs.noise, inputs.t, inputs.condition, min_snr_gamma).mean()
-
-
-@contextmanager
-def offloaded(modules: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
-    """The modules' tensors are on this device inside the block, and back where they were afterwards, bit for bit."""
-    tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-    tensors = [tensor for tensor in tensors if tensor.device != device]
-    homes = [tensor.device for tensor in tensors]
-    try:
-        for tensor in tensors:
-            tensor.data = tensor.data.to(device)
-        yield
-    finally:
-        for tensor, home in zip(tensors, homes, strict=True):
-            tensor.data = tensor.data.to(home)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from itertools import groupby
 from torch import nn
 
 from .lora import TARGETS
+from .quantize import parameter_count
 
 TABLE_HEAD = (
     "| blocks that leave | parameters that leave | blocks | parameters that stay | attention layers that stay "
@@ -104,9 +105,9 @@ def _cut(unet: nn.Module, kept: int, layers: Sequence[str]) -> Cut:
         kept=kept,
         leaving=tuple(leaving),
         blocks=len(centre(unet, 0)),
-        leaving_parameters=sum(_parameters(block) for block in leaving.values()),
+        leaving_parameters=sum(parameter_count(block) for block in leaving.values()),
         leaving_bytes=sum(p.nbytes for block in leaving.values() for p in block.parameters()),
-        parameters=_parameters(unet),
+        parameters=parameter_count(unet),
         channels_in=entrance,
         channels_out=first_kept[0].channels - entrance,  # it takes the centre's output joined with the skip
         lora_layers=sum(not name.startswith(prefixes) for name in layers),
@@ -124,10 +125,6 @@ def _check(unet: nn.Module, layers: Sequence[str]) -> None:
             f"{len(layers)} attention layers; needs the U-Net of a Stable Diffusion 1.x, 2.x or XL model, which has as "
             f"many input as output blocks around a middle, and attention"
         )
-
-
-def _parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _kind(block: str) -> str:
