@@ -3,13 +3,23 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .dtap_preview import DTAPPreview
-from .files import SaveLoRA
+from .files import SaveEmbedding, SaveLoRA
 from .load_pocket_model import LoadPocketModel
 from .load_subject import LoadSubjectImages
+from .train_embedding import ZOTextualInversion
 from .train_hollow import HollowedNetTrainer
 from .train_selective import SelectiveTrainer
 
 
 class EdgeTune(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LoadSubjectImages, SelectiveTrainer, HollowedNetTrainer, SaveLoRA, DTAPPreview, LoadPocketModel]
+        return [
+            LoadSubjectImages,
+            SelectiveTrainer,
+            HollowedNetTrainer,
+            ZOTextualInversion,
+            SaveLoRA,
+            SaveEmbedding,
+            DTAPPreview,
+            LoadPocketModel,
+        ]

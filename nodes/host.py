@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..trainers.checkpoint import BASE_VERSIONS
 from ..trainers.memory import PhaseMeter
 from ..trainers.objective import Condition, Example, Network, Sample, noise_scheduler
-from ..trainers.photos import Photo, Subject, downscaled, mirrored
+from ..trainers.photos import Photo, Subject, downscaled, with_mirrored
 from ..trainers.report import Circumstances, LoadedModel
 from . import host_loaded
 
@@ -102,9 +102,7 @@ def encode_subject(
 
     VAE and text encoder leave the device afterwards. Raises ValueError when either does not belong to the model.
     """
-    photos = list(subject.photos)
-    if subject.flip:
-        photos += [photo._replace(image=mirrored(photo.image)) for photo in subject.photos]
+    photos = with_mirrored(subject)
     parts = [*vae.first_stage_model.parameters(), *clip.cond_stage_model.parameters()]
     with meter.phase("encode", parts):
         captions = dict.fromkeys(photo.caption for photo in photos)
@@ -113,6 +111,14 @@ def encode_subject(
     for patcher in (clip.patcher, vae.patcher):
         model_management.unload_model_and_clones(patcher)
     return examples
+
+
+def encode_photos(model: ModelPatcher, vae: VAE, subject: Subject, meter: PhaseMeter) -> list[Tensor]:
+    """Latents (C, H, W) of with_mirrored(subject), as the U-Net expects them, on the CPU; the VAE leaves the device."""
+    with meter.phase("encode", vae.first_stage_model.parameters()):
+        latents = [_latent(model, vae, photo.image) for photo in with_mirrored(subject)]
+    model_management.unload_model_and_clones(vae.patcher)
+    return [_kept(model.model.process_latent_in(latent)) for latent in latents]
 
 
 def _encode_prompt(model: ModelPatcher, clip: CLIP, prompt: str) -> tuple[Tensor, Tensor | None]:
@@ -138,6 +144,14 @@ def _encode_photo(
 def _encode_image(
     model: ModelPatcher, vae: VAE, image: Tensor, prompt: tuple[Tensor, Tensor | None], full_size: tuple[int, int]
 ) -> Sample:
+    latent = _latent(model, vae, image)
+    vector = _size_vector(model, latent, prompt, full_size, target=(image.shape[1], image.shape[0]))
+    latent = model.model.process_latent_in(latent)
+    return Sample(_kept(latent), _kept(prompt[0]), None if vector is None else _kept(vector))
+
+
+def _latent(model: ModelPatcher, vae: VAE, image: Tensor) -> Tensor:
+    """(1, C, H, W), unscaled."""
     latent = vae.encode(image[None, :, :, :3])
     channels = model.model.latent_format.latent_channels
     if latent.shape[1] != channels:
@@ -145,14 +159,13 @@ def _encode_image(
             f"vae: it makes latents of {latent.shape[1]} channels, the model needs {channels}; connect the VAE that "
             f"belongs to the model"
         )
-    vector = _size_vector(model, latent, prompt, full_size, target=(image.shape[1], image.shape[0]))
-    latent = model.model.process_latent_in(latent)
+    return latent
+
+
+def _kept(batch: Tensor) -> Tensor:
+    """The only row of a batch, fit for autograd, on the CPU."""
     with torch.inference_mode(False):
-        return Sample(
-            latent[0].float().cpu().clone(),
-            prompt[0][0].float().cpu().clone(),
-            None if vector is None else vector[0].float().cpu().clone(),
-        )
+        return batch[0].float().cpu().clone()
 
 
 def _size_vector(

@@ -47,16 +47,17 @@ def input_root() -> Path:
     return Path(folder_paths.get_input_directory()).resolve()
 
 
-def loras_root() -> Path:
-    """The loras folder that ComfyUI lists first, links resolved; it need not exist yet."""
-    return Path(folder_paths.get_folder_paths("loras")[0]).resolve()
+def models_root(kind: str) -> Path:
+    """The folder that ComfyUI lists first for models of this kind (loras), links resolved; it need not exist yet."""
+    return Path(folder_paths.get_folder_paths(kind)[0]).resolve()
 
 
-def lora_file(name: Path) -> Path:
-    """The place of this name inside the loras folder. ValueError where a link in it leads outside."""
-    path = _inside(loras_root(), str(name))
+def model_file(kind: str, name: Path) -> Path:
+    """The place of this name inside that folder. ValueError where a link in it leads outside."""
+    root = models_root(kind)
+    path = _inside(root, str(name))
     if path is None:
-        raise ValueError(f"filename: {name} leads out of ComfyUI's loras folder, {loras_root()}; choose another name")
+        raise ValueError(f"filename: {name} leads out of ComfyUI's {kind} folder, {root}; choose another name")
     return path
 
 

@@ -181,3 +181,8 @@ def _condition(
     size = (8 * latent.shape[-1], 8 * latent.shape[-2])
     vector = _size_vector(model, latent[None], (context, pooled), size, target=size)
     return Condition(context.to(network.device), None if vector is None else vector.to(network.device))
+
+
+def free_bytes(network: Network) -> Callable[[], int]:
+    """What memory is left on the network's device, whenever it is asked."""
+    return lambda: int(model_management.get_free_memory(network.device))

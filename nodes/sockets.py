@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from comfy_api.latest import io
 
 SubjectSocket = io.Custom("EDGETUNE_SUBJECT")  # trainers.photos.Subject
+EmbeddingSocket = io.Custom("EDGETUNE_EMBEDDING")  # trainers.embedding_file.Embedding
 ReportSocket = io.Custom("EDGETUNE_REPORT")  # trainers.report.Report
 
 

@@ -65,7 +65,7 @@ class HollowedNetTrainer(io.ComfyNode):
             if config.sampling == "two-path"
             else host.with_lora(model, trained.lora)
         )
-        return finished(node_id, patched, trained.lora, trained.steps, report)
+        return finished(node_id, (patched, trained.lora), trained.steps, report)
 
 
 def _learning() -> list[io.Input]:

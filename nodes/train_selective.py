@@ -43,7 +43,8 @@ class SelectiveTrainer(io.ComfyNode):
         with host.trainable(model) as network:
             trained = train_selective(network, examples, config, host.lora_names(model), meter, on_step)
         report = selective_report(config, trained.steps, meter, host.circumstances(facts, subject))
-        return finished(node_id, host.with_lora(model, trained.lora), trained.lora, trained.steps, report)
+        patched = host.with_lora(model, trained.lora)
+        return finished(node_id, (patched, trained.lora), trained.steps, report)
 
 
 def _learning() -> list[io.Input]:

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Sequence
 
 from comfy_api.latest import io
-from torch import Tensor
 
 from ..trainers.lora import TARGETS
 from ..trainers.report import Report
@@ -20,37 +19,41 @@ def outputs() -> list[io.Output]:
     return [
         io.Model.Output("model", tooltip="The model with the new LoRA at strength 1, ready for KSampler."),
         io.LoraModel.Output("lora", tooltip="For Save LoRA, or core's Load LoRA Model at another strength."),
+        *story(),
+    ]
+
+
+def story() -> list[io.Output]:
+    """How the run went."""
+    return [
         io.LossMap.Output("loss", tooltip="For core's Plot Loss Graph."),
         ReportSocket.Output("report", tooltip="Time, steps, losses and peak memory. Preview as Text shows it."),
     ]
 
 
-def finished(
-    node_id: str | None, model, lora: dict[str, Tensor], steps: Sequence[StepReport], report: Report
-) -> io.NodeOutput:
-    """The outputs of a run, which is also told to the log and to the browser."""
+def finished(node_id: str | None, results: tuple, steps: Sequence[StepReport], report: Report) -> io.NodeOutput:
+    """What was learnt, losses and report as outputs of the run, which is also told to the log and to the browser."""
     logger.info(report.summary())
     host_ui.send_done(node_id, report.summary())
     return io.NodeOutput(
-        model,
-        lora,
+        *results,
         loss_map([step.loss for step in steps]),
         report,
         ui={"text": [str(report)], "report": [report.to_json()]},
     )
 
 
-def models() -> list[io.Input]:
-    """What is trained, and on what."""
+def models(change: str = "It is trained in place and left", clip: str = "Used once, before training") -> list[io.Input]:
+    """What is trained, and on what; how the model changes, and what the clip is for."""
     return [
-        io.Model.Input("model", tooltip="SD 1.x, SD 2.x, SDXL or SSD-1B. It is trained in place and left as it was."),
-        io.Clip.Input("clip", tooltip="The text encoder of the same checkpoint. Used once, before training."),
+        io.Model.Input("model", tooltip=f"SD 1.x, SD 2.x, SDXL or SSD-1B. {change} as it was."),
+        io.Clip.Input("clip", tooltip=f"The text encoder of the same checkpoint. {clip}."),
         io.Vae.Input("vae", tooltip="The VAE of the same checkpoint. Used once, before training."),
         SubjectSocket.Input("subject", tooltip="From Load Subject Images."),
     ]
 
 
-def seed() -> io.Input:
+def seed(result: str = "LoRA") -> io.Input:
     """The last of the inputs that are always shown."""
     return io.Int.Input(
         "seed",
@@ -59,7 +62,7 @@ def seed() -> io.Input:
         max=2**64 - 1,
         # fixed: a second Run of an unchanged graph is then served from ComfyUI's cache, not trained anew
         control_after_generate=io.ControlAfterGenerate.fixed,
-        tooltip="Of everything random in the run. The same seed on the same machine gives the same LoRA.",
+        tooltip=f"Of everything random in the run. The same seed on the same machine gives the same {result}.",
     )
 
 

@@ -8,16 +8,17 @@ import pytest
 from comfy_api.latest import io
 from pack.nodes import EdgeTune
 from pack.nodes.dtap_preview import DTAPPreview
+from pack.nodes.train_embedding import ZOTextualInversion
 from pack.nodes.train_hollow import HollowedNetTrainer
 from pack.nodes.train_selective import SelectiveTrainer
 from pack.trainers.activations import DTYPES
-from pack.trainers.config import SAMPLING, HollowConfig, SelectiveConfig
+from pack.trainers.config import SAMPLING, TOKEN_CHOICES, HollowConfig, SelectiveConfig, TokenConfig
 from pack.trainers.hollow_forward import MODES
 from pack.trainers.lora import TARGETS
 from pack.trainers.schedule import STRATEGIES
 
 NODES = asyncio.run(EdgeTune().get_node_list())
-TRAINERS = [(SelectiveTrainer, SelectiveConfig), (HollowedNetTrainer, HollowConfig)]
+TRAINERS = [(SelectiveTrainer, SelectiveConfig), (HollowedNetTrainer, HollowConfig), (ZOTextualInversion, TokenConfig)]
 TRAINER_INPUTS = ["model", "clip", "vae", "subject"]
 TRAINER_OUTPUTS = {"model": "MODEL", "lora": "LORA_MODEL", "loss": "LOSS_MAP", "report": "EDGETUNE_REPORT"}
 CHOICES = {
@@ -26,7 +27,9 @@ CHOICES = {
     "mode": list(MODES),
     "sampling": list(SAMPLING),
     "cache_dtype": list(DTYPES),
+    **{name: list(choices) for name, choices in TOKEN_CHOICES.items()},
 }
+PARTNERS = {"t_low": {"t_high": 1000}, "t_high": {"t_low": 0}}  # one limits the other
 
 # node id -> display name, required inputs, optional inputs, outputs: the table of the design, in its order.
 TABLE = {
@@ -183,7 +186,7 @@ def test_the_config_takes_whatever_the_widgets_allow(node, config):
     for item in inputs(node).values():
         if isinstance(item, (io.Int.Input, io.Float.Input)):
             for value in (item.min, item.max):
-                assert getattr(config(**{item.id: value}), item.id) == value
+                assert getattr(config(**PARTNERS.get(item.id, {}), **{item.id: value}), item.id) == value
 
 
 @every_trainer

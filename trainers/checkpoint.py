@@ -24,12 +24,12 @@ BASE_VERSIONS = {  # by token width, in kohya's words where there are any
     2048: "sdxl_base_v1-0",
 }
 ARCHITECTURES = {
-    "edgetune_pocket": "edgetune-pocket/lora",
-    "sd_v1": "stable-diffusion-v1/lora",
-    "sd_v2": "stable-diffusion-v2-512/lora",
-    "sdxl_base_v1-0": "stable-diffusion-xl-v1-base/lora",
+    "edgetune_pocket": "edgetune-pocket",
+    "sd_v1": "stable-diffusion-v1",
+    "sd_v2": "stable-diffusion-v2-512",
+    "sdxl_base_v1-0": "stable-diffusion-xl-v1-base",
 }
-SD2_V_PREDICTION = "stable-diffusion-v2-768-v/lora"
+SD2_V_PREDICTION = "stable-diffusion-v2-768-v"
 PREDICTION_TYPES = {"epsilon": "epsilon", "v_prediction": "v"}  # diffusers' word, ModelSpec's word
 
 
@@ -49,21 +49,16 @@ def lora_metadata(lora: Mapping[str, Tensor], name: str, report: Report | None) 
     alphas = [value.item() for key, value in lora.items() if key.endswith(".alpha")]
     rank = downs[0].shape[0]
     base = report.base_model if report else _base_version(lora)
-    is_sd2_v = base == "sd_v2" and report is not None and report.prediction_type == "v_prediction"
-    metadata = {
+    return {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(rank),
         "ss_network_alpha": str(alphas[0] if alphas else rank),
         "ss_base_model_version": base,
         "ss_v2": str(base == "sd_v2"),
         "ss_output_name": name,
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": SD2_V_PREDICTION if is_sd2_v else ARCHITECTURES.get(base, "unknown/lora"),
-        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
-        "modelspec.title": name,
-        "modelspec.date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **model_spec(name, base, "lora", report),
+        **(_training_metadata(report) if report else {}),
     }
-    return metadata | (_report_metadata(report) if report else {})
 
 
 def _base_version(lora: Mapping[str, Tensor]) -> str:
@@ -71,7 +66,29 @@ def _base_version(lora: Mapping[str, Tensor]) -> str:
     return BASE_VERSIONS.get(lora[keys[0]].shape[1], "unknown") if keys else "unknown"
 
 
-def _report_metadata(report: Report) -> dict[str, str]:
+def model_spec(name: str, base: str, kind: str, report: Report | None) -> dict[str, str]:
+    """ModelSpec's keys, and the report. base is of BASE_VERSIONS, kind is ModelSpec's: lora, textual-inversion."""
+    is_sd2_v = base == "sd_v2" and report is not None and report.prediction_type == "v_prediction"
+    architecture = SD2_V_PREDICTION if is_sd2_v else ARCHITECTURES.get(base, "unknown")
+    metadata = {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"{architecture}/{kind}",
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.title": name,
+        "modelspec.date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    if report is None:
+        return metadata
+    return metadata | {
+        "modelspec.prediction_type": PREDICTION_TYPES[report.prediction_type],
+        "modelspec.trigger_phrase": report.token.prompt if report.token else report.instance_prompt,
+        "modelspec.resolution": f"{report.resolution}x{report.resolution}",
+        "modelspec.description": report.summary(),
+        "edgetune.report": replace(report, timeline=()).to_json(),
+    }
+
+
+def _training_metadata(report: Report) -> dict[str, str]:
     settings = report.settings
     return {
         "ss_steps": str(report.steps),
@@ -79,9 +96,4 @@ def _report_metadata(report: Report) -> dict[str, str]:
         "ss_seed": str(settings.get("seed", "")),
         "ss_training_comment": report.summary(),
         "ss_tag_frequency": json.dumps({"edgetune": {report.instance_prompt: 1}}),
-        "modelspec.prediction_type": PREDICTION_TYPES[report.prediction_type],
-        "modelspec.trigger_phrase": report.instance_prompt,
-        "modelspec.resolution": f"{report.resolution}x{report.resolution}",
-        "modelspec.description": report.summary(),
-        "edgetune.report": replace(report, timeline=()).to_json(),
     }

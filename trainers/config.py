@@ -13,14 +13,18 @@ from .hollow_forward import MODES
 from .lora import TARGETS
 from .schedule import STRATEGIES
 from .token_gradient import DIFFERENCES
+from .token_prompts import CAPTION_SOURCES, check_token_name
 from .token_subspace import SUBSPACES
 
 SAMPLING = ("plain", "two-path")  # what the hollowed trainer's MODEL output does with its LoRA
+QUANTIZATIONS = ("none", "int8", "int4")
 TOKEN_CHOICES = {
     "method": ("zo", "gradient"),
     "difference": DIFFERENCES,
     "candidates": ("auto", "batch", "one_by_one"),
     "subspace": SUBSPACES,
+    "quantization": QUANTIZATIONS,
+    "captions": CAPTION_SOURCES,
 }
 
 
@@ -114,8 +118,11 @@ class HollowConfig(_LoraTraining):
 class TokenConfig:
     """Settings of textual inversion, by forward passes alone (Seo et al. 2025, arXiv:2503.14868) or by gradients."""
 
+    token: str = "my_subject"  # its name; prompts call it embedding:my_subject
+    initial_word: str = "dog"  # whose vector the token starts as; the mean, if it is several
     steps: int = 30_000  # updates of the token, unless it stops early; the paper's
     learning_rate: float = 5e-3  # of Adam; the paper's, while its script says 1e-2
+    quantization: str = "int8"  # of both networks' weights while steps run; the paper's
     zo_perturbations: int = 2  # n; a step takes n + 1 forward passes, or 2 n with central differences; the paper's
     zo_epsilon: float = 1e-3  # mu, standard deviation of a perturbation, in units of the token; the paper's
     t_low: int = 500  # timesteps are drawn from t_low to t_high - 1; the paper's
@@ -128,13 +135,17 @@ class TokenConfig:
     subspace_size: int = 128  # tau, past tokens that span it, and steps until it is found anew; the paper's
     subspace_nu: float = 1e-3  # share of the variance that is given up; the paper's
     subspace_outside: float = 0.5  # of "confined": factor on what lies outside the span
+    num_vectors: int = 1  # that stand for the token one after another
+    captions: str = "templates"  # one of token_prompts.CAPTION_SOURCES
+    replaced_words: str = ""  # which the token takes the place of in the photos' captions; empty: initial_word
     weight_decay: float = 1e-2  # of AdamW, method "gradient"
     eval_every: int = 100  # steps between losses under fixed noise; 0 turns them off, and the last token is kept
     eval_samples: int = 8  # forward passes of each such loss
     patience: int = 20  # such losses in a row that are no new best, then the run stops; 0 never stops
 
     def __post_init__(self):
-        for name in ("steps", "zo_perturbations", "eval_samples"):
+        check_token_name(self.token)
+        for name in ("steps", "zo_perturbations", "num_vectors", "eval_samples"):
             require(name, getattr(self, name), "at least 1", getattr(self, name) >= 1)
         for name in ("learning_rate", "zo_epsilon"):
             require(name, getattr(self, name), "a positive number", 0 < getattr(self, name) < math.inf)

@@ -142,6 +142,12 @@ def mirrored(image: Tensor) -> Tensor:
     return image.flip(1)
 
 
+def with_mirrored(subject: Subject) -> list[Photo]:
+    """The subject's photos, followed by each mirrored if it asks for that."""
+    photos = list(subject.photos)
+    return photos + [p._replace(image=mirrored(p.image)) for p in photos] if subject.flip else photos
+
+
 def _prepared(name: str, decoded: Decoded, caption: Caption, settings: SubjectSettings) -> tuple[Photo, PhotoRecord]:
     image, steps, upscaled = fitted(decoded.image, settings.resolution, settings.crop)
     record = PhotoRecord(name, decoded.width_px, decoded.height_px, decoded.steps + steps, upscaled, caption, None)

@@ -5,11 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
-from .config import HollowConfig, SelectiveConfig
+from .config import HollowConfig, SelectiveConfig, TokenConfig
 from .hollow import HollowTrained
 from .memory import Phase, PhaseMeter
 from .run import StepReport, first_and_last
 from .timeline import Span
+from .token_inversion import TokenTrained
+from .token_prompts import embedding_prompt
 
 MIB = 2**20
 
@@ -53,6 +55,29 @@ class HollowRecord:
 
 
 @dataclass(frozen=True)
+class TokenRecord:
+    """Which token a run of textual inversion left, and why that one."""
+
+    prompt: str  # how prompts call it
+    vectors: int  # in each text encoder
+    kept_step: int  # after which it was as it is; 0 is before the first
+    steps_asked: int
+    stopped_early: bool
+    fixed_noise: Mapping[str, float]  # loss at "first", "kept" and "last"; empty without evaluations
+    candidates_batched: bool  # the tokens of a step ran as one batch
+
+    def __str__(self) -> str:
+        kept = f"kept: the token after step {self.kept_step:,}"
+        if self.stopped_early:
+            kept += f"; stopped before step {self.steps_asked:,}, nothing new was better"
+        lines = [f"token: {self.prompt}, {self.vectors} vector{'s' * (self.vectors > 1)}", kept]
+        if self.fixed_noise:
+            first, best, last = (self.fixed_noise[name] for name in ("first", "kept", "last"))
+            lines.append(f"loss under fixed noise: {first:.5f} at first, {best:.5f} kept, {last:.5f} at last")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
 class Report:
     """One finished training run. Bytes are of tensors on the training device; None means not measured."""
 
@@ -79,6 +104,7 @@ class Report:
     process_peak_bytes: int | None = None  # resident set of ComfyUI's process while phases ran
     other_models: tuple[LoadedModel, ...] = ()  # as in Circumstances
     timeline: tuple[Span, ...] = ()
+    token: TokenRecord | None = None  # of Quantize + ZO Textual Inversion
 
     def to_json(self) -> str:
         """The record as a JSON object, phases, spans and models as objects too."""
@@ -98,8 +124,8 @@ class Report:
 
     def __str__(self) -> str:
         lines = [self.summary(), f"prompt: {self.instance_prompt}", f"base model: {self.base_model}"]
-        if self.hollow:
-            lines += str(self.hollow).splitlines()
+        for record in (self.hollow, self.token):
+            lines += str(record).splitlines() if record else []
         if self.inference_peak_bytes:
             ratio = self.peak_bytes / self.inference_peak_bytes
             lines.append(
@@ -113,7 +139,7 @@ class Report:
         lines.append("")
         lines += [f"loss {kind:<4} {values['first']:.4f} -> {values['last']:.4f}" for kind, values in self.loss.items()]
         lines.append("")
-        lines += [f"{name} = {value}" for name, value in self.settings.items()]
+        lines += [f"{name} = {value}".rstrip() for name, value in self.settings.items()]
         return "\n".join(lines)
 
 
@@ -129,6 +155,23 @@ def hollow_report(config: HollowConfig, trained: HollowTrained, meter: PhaseMete
     cut, cache = trained.cut, trained.cache
     record = HollowRecord(cut.name, cut.share, cut.leaving_bytes, cache.samples, cache.file_bytes, cache.is_reused)
     return replace(_report("Hollowed Net", asdict(config), trained.steps, meter, given), hollow=record)
+
+
+def token_report(config: TokenConfig, trained: TokenTrained, meter: PhaseMeter, given: Circumstances) -> Report:
+    """The report of a finished run of textual inversion."""
+    losses = [evaluation.loss for evaluation in trained.evaluations]
+    record = TokenRecord(
+        prompt=embedding_prompt(config.token),
+        vectors=config.num_vectors,
+        kept_step=trained.best_step,
+        steps_asked=config.steps,
+        stopped_early=len(trained.steps) < config.steps,
+        fixed_noise={"first": losses[0], "kept": min(losses), "last": losses[-1]} if losses else {},
+        candidates_batched=trained.is_batched,
+    )
+    return replace(
+        _report("Quantize + ZO Textual Inversion", asdict(config), trained.steps, meter, given), token=record
+    )
 
 
 def _report(

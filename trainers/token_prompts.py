@@ -35,6 +35,8 @@ TEMPLATES = (
     "a photo of a small {}",
 )
 
+CAPTION_SOURCES = ("templates", "one caption", "photo captions")
+
 
 def check_token_name(name: str) -> str:
     """The name, if ComfyUI's prompts and every file system take it as it is. Raises ValueError that says why not."""
@@ -85,3 +87,15 @@ def with_embedding(text: str, word: str, name: str) -> str:
     if not word or not re.search(found, text):
         raise ValueError(f"captions: {text!r} has no {word!r} in it; write it where the subject's name belongs")
     return re.sub(rf"\s*{found}\s*", f" {embedding_prompt(name)} ", text).strip()
+
+
+def training_captions(source: str, caption: str, word: str, name: str) -> list[str]:
+    """What one photo is learnt with, embedding:name in each: all templates, the first, or the photo's own caption.
+
+    In its own caption the token is where its name stands, or else the word. Raises ValueError where neither does.
+    """
+    if source == "photo captions":
+        named = re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", caption)
+        return [with_embedding(caption, name if named else word, name)]
+    templates = TEMPLATES if source == "templates" else TEMPLATES[:1]
+    return [template.format(embedding_prompt(name)) for template in templates]

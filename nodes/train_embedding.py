@@ -1,0 +1,278 @@
+"""Quantize + ZO Textual Inversion: schema, and the few lines that run it."""
+
+from comfy_api.latest import io
+
+from ..trainers.config import TOKEN_CHOICES, TokenConfig
+from ..trainers.embedding_file import Embedding
+from ..trainers.memory import PhaseMeter
+from ..trainers.photos import with_mirrored
+from ..trainers.report import token_report
+from ..trainers.token_inversion import train_token
+from ..trainers.token_prompts import embedding_prompt, training_captions
+from . import host, host_embeddings, host_token, host_ui
+from .sockets import EmbeddingSocket
+from .training import finished, models, seed, story
+
+
+class ZOTextualInversion(io.ComfyNode):
+    """Learn a word for your subject: one token vector, by forward passes alone through a quantised model."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EdgeTune_ZOTextualInversion",
+            display_name="Quantize + ZO Textual Inversion",
+            category="training/EdgeTune",
+            description=cls.__doc__,
+            search_aliases=["train embedding", "textual inversion", "ZOODiP", "personalize", "low memory training"],
+            inputs=[
+                *models("Nothing in it changes: it is left", "The token is learnt through it; it is left as it was"),
+                *_token(),
+                *_learning(),
+                *_timesteps(),
+                seed("token"),
+                *_more_steps(),
+                *_more_subspace(),
+                *_more_words(),
+                *_evaluation(),
+            ],
+            outputs=[
+                io.Clip.Output("clip", tooltip="The clip, which now knows the token, for CLIP Text Encode."),
+                EmbeddingSocket.Output("embedding", tooltip="For Save Embedding."),
+                io.String.Output("prompt", tooltip="How prompts call the token: embedding:NAME."),
+                *story(),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model, clip, vae, subject, **settings) -> io.NodeOutput:
+        config, node_id = TokenConfig(**settings), cls.hidden.unique_id
+        name, word = config.token, config.replaced_words or config.initial_word
+        photos = with_mirrored(subject)
+        texts = [training_captions(config.captions, photo.caption, word, name) for photo in photos]
+        facts = host.model_facts(model)
+        meter = PhaseMeter(facts.device)
+        latents = host.encode_photos(model, vae, subject, meter)
+        with host.trainable(model) as network, host_token.text_encoder(clip, name) as encoder:
+            trained = train_token(
+                network,
+                encoder.module,
+                host_token.token_examples(model, network, encoder, latents, texts),
+                encoder.initial_vectors(config.initial_word, config.num_vectors),
+                config,
+                meter,
+                host_ui.step_reporter(node_id, config.steps),
+                host_token.free_bytes(network),
+            )
+        report = token_report(config, trained, meter, host.circumstances(facts, subject))
+        learnt = host_embeddings.with_token(clip, name, trained.vectors)
+        embedding = Embedding(name, trained.vectors, report)
+        return finished(node_id, (learnt, embedding, embedding_prompt(name)), trained.steps, report)
+
+
+def _token() -> list[io.Input]:
+    return [
+        io.String.Input(
+            "token",
+            default="my_subject",
+            tooltip="Name of the new word: letters, digits, _ and -. Prompts call it embedding:NAME, with a space "
+            "before and after.",
+        ),
+        io.String.Input(
+            "initial_word",
+            default="dog",
+            tooltip="What the photos show, in the model's own words. The token starts as that word.",
+        ),
+    ]
+
+
+def _learning() -> list[io.Input]:
+    return [
+        io.Int.Input(
+            "steps",
+            default=30_000,
+            min=1,
+            max=1_000_000,
+            tooltip="Updates of the token. 30,000 in the paper, of which many may not be needed: see patience.",
+        ),
+        io.Float.Input(
+            "learning_rate",
+            default=5e-3,
+            min=1e-6,
+            max=10.0,
+            step=1e-6,
+            tooltip="Of Adam. 0.005 in the paper, 0.01 in its authors' script.",
+        ),
+        io.Combo.Input(
+            "quantization",
+            options=list(TOKEN_CHOICES["quantization"]),
+            default="int8",
+            tooltip="How the weights of model and clip are held while steps run. int8 halves the memory of 16 bit; "
+            "int4 takes a quarter and costs quality. Afterwards both are as they were.",
+        ),
+        io.Int.Input(
+            "zo_perturbations",
+            default=2,
+            min=1,
+            max=256,
+            tooltip="Random directions a step averages over, one forward pass each and one for all. 2 in the paper.",
+        ),
+        io.Float.Input(
+            "zo_epsilon",
+            default=1e-3,
+            min=1e-6,
+            max=1.0,
+            step=1e-6,
+            tooltip="How far a step moves the token to feel the slope. 0.001 in the paper, which tried 0.01 and 0.0001 "
+            "as well.",
+        ),
+    ]
+
+
+def _timesteps() -> list[io.Input]:
+    text = (
+        "Timesteps are drawn from t_low up to t_high, this one left out. 500 and 900 in the paper; 0 and 1000 is all."
+    )
+    return [
+        io.Int.Input("t_low", default=500, min=0, max=999, tooltip=text),
+        io.Int.Input("t_high", default=900, min=1, max=1000, tooltip=text),
+    ]
+
+
+def _more_steps() -> list[io.Input]:
+    return [
+        _choice(
+            "method",
+            "zo",
+            "zo takes forward passes alone, as the paper does. gradient is plain textual inversion by backpropagation, "
+            "to compare: more memory, far fewer steps.",
+        ),
+        _choice(
+            "difference",
+            "forward",
+            "forward compares each moved token with the token, as the paper does. central moves it to both sides: more "
+            "exact, almost twice the passes.",
+        ),
+        _choice(
+            "candidates",
+            "auto",
+            "The tokens of a step as one batch, or one by one, which needs less memory. auto looks at what is free. "
+            "The result is the same but for rounding.",
+        ),
+    ]
+
+
+def _more_subspace() -> list[io.Input]:
+    return [
+        _choice(
+            "subspace",
+            "published",
+            "What the token's past says about where to go. published removes directions from the gradient, as the "
+            "paper's authors do; confined from all the token does; off removes none.",
+        ),
+        io.Int.Input(
+            "subspace_size",
+            default=128,
+            min=2,
+            max=4096,
+            optional=True,
+            advanced=True,
+            tooltip="Past tokens that are looked at, and steps from one look to the next. 128 in the paper.",
+        ),
+        io.Float.Input(
+            "subspace_nu",
+            default=1e-3,
+            min=1e-6,
+            max=0.5,
+            step=1e-6,
+            optional=True,
+            advanced=True,
+            tooltip="Share of the past's variance that is given up. 0.001 in the paper.",
+        ),
+        io.Float.Input(
+            "subspace_outside",
+            default=0.5,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            optional=True,
+            advanced=True,
+            tooltip="With confined: factor on directions the token never took.",
+        ),
+    ]
+
+
+def _more_words() -> list[io.Input]:
+    return [
+        io.Int.Input(
+            "num_vectors",
+            default=1,
+            min=1,
+            max=64,
+            optional=True,
+            advanced=True,
+            tooltip="Vectors that make up the token. More can hold more, and leave less room in the prompt.",
+        ),
+        _choice(
+            "captions",
+            "templates",
+            "templates: 27 phrases such as a bright photo of the TOKEN. one caption: a photo of a TOKEN. photo "
+            "captions: those of the subject, with the token in the place of replaced_words.",
+        ),
+        io.String.Input(
+            "replaced_words",
+            default="",
+            optional=True,
+            advanced=True,
+            tooltip="With photo captions: the words the token stands for, such as sks dog. Empty: initial_word.",
+        ),
+    ]
+
+
+def _evaluation() -> list[io.Input]:
+    return [
+        io.Float.Input(
+            "weight_decay",
+            default=1e-2,
+            min=0.0,
+            max=1.0,
+            step=1e-4,
+            optional=True,
+            advanced=True,
+            tooltip="Of AdamW, with method gradient.",
+        ),
+        io.Int.Input(
+            "eval_every",
+            default=100,
+            min=0,
+            max=100_000,
+            optional=True,
+            advanced=True,
+            tooltip="Steps between two looks at the loss under noise that stays the same. The best token is kept. 0 "
+            "turns it off and keeps the last.",
+        ),
+        io.Int.Input(
+            "eval_samples",
+            default=8,
+            min=1,
+            max=1024,
+            optional=True,
+            advanced=True,
+            tooltip="Forward passes of such a look.",
+        ),
+        io.Int.Input(
+            "patience",
+            default=20,
+            min=0,
+            max=100_000,
+            optional=True,
+            advanced=True,
+            tooltip="Looks in a row that are no new best, then the run stops. 0 never stops early.",
+        ),
+    ]
+
+
+def _choice(name: str, default: str, tooltip: str) -> io.Input:
+    options = list(TOKEN_CHOICES[name])
+    return io.Combo.Input(name, options=options, default=default, optional=True, advanced=True, tooltip=tooltip)
