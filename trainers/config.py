@@ -11,13 +11,13 @@ from .activations import DTYPES
 from .checks import require
 from .hollow_forward import MODES
 from .lora import TARGETS
+from .quantize import QUANTIZATIONS
 from .schedule import STRATEGIES
 from .token_gradient import DIFFERENCES
 from .token_prompts import CAPTION_SOURCES, check_token_name
 from .token_subspace import SUBSPACES
 
 SAMPLING = ("plain", "two-path")  # what the hollowed trainer's MODEL output does with its LoRA
-QUANTIZATIONS = ("none", "int8", "int4")
 TOKEN_CHOICES = {
     "method": ("zo", "gradient"),
     "difference": DIFFERENCES,
