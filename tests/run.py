@@ -12,6 +12,8 @@ sys.path.insert(0, str(TESTS.parent / "workflows"))
 import runtime  # noqa: E402
 from runtime import ROOT, SetupError, say  # noqa: E402
 
+WORKERS = ("--numprocesses=2", "--dist=loadfile")  # two processes; what a file of tests sets up is set up once
+
 
 def main() -> None:
     try:
@@ -24,10 +26,17 @@ def main() -> None:
     ensure_chromium()
     say("ruff check")
     lint = subprocess.run([python, "-m", "ruff", "check", ROOT])
-    # Threads that spin while they wait make two processes on few cores 20 times slower; the tests run a server too.
-    patient = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
-    tests = subprocess.run([python, "-m", "pytest", *sys.argv[1:]], cwd=ROOT, env=patient)
+    tests = subprocess.run([python, "-m", "pytest", *WORKERS, *sys.argv[1:]], cwd=ROOT, env=environment())
     sys.exit(tests.returncode or lint.returncode)
+
+
+def environment() -> dict[str, str]:
+    """For processes that share the cores with each other and with a server.
+
+    Threads that spin while they wait would make each 20 times slower.
+    """
+    threads = str(max(1, (os.cpu_count() or 2) // 2))
+    return {**os.environ, "OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 
 
 def set_up() -> Path:

@@ -72,7 +72,7 @@ def write_random(path: Path, layout: Mapping[str, Tensor], seed: int = 0) -> Non
     rng = np.random.default_rng(seed)
     block = np.tile(rng.standard_normal(BLOCK_SIZE, dtype=np.float32), 2)  # any BLOCK_SIZE of it in a row are new
     tensors = dict(sorted(layout.items(), key=lambda item: -_stored_dtype(item[1]).itemsize))  # keeps all aligned
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # another process may be at the same
     try:
         with partial.open("wb") as file:
             file.write(_header(tensors))

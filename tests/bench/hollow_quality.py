@@ -6,6 +6,7 @@ Every subject is learnt with the whole U-Net (Selective Trainer, bp_high) and by
 up to 88%, entering the centre both ways where the cut allows it, and sampled along two paths as well at two cuts; all
 on a real ComfyUI, with equal steps, rank, learning rate and batch size, and scored as personalise.py does. Goes on
 where it was stopped (OUT/results.json). Writes a sheet per run, a table, and fractions.png, the figure of the poster.
+Says at last how far pictures along two paths are from those of the same LoRA in the whole U-Net.
 """
 
 import argparse
@@ -15,6 +16,9 @@ from collections import defaultdict
 from itertools import product
 from pathlib import Path
 from statistics import fmean
+
+import numpy as np
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import personalise  # noqa: E402
@@ -59,12 +63,37 @@ def run_all(subjects: list[str], seeds: list[int], out: Path) -> dict:
         for subject, seed, variant in product(subjects, seeds, VARIANTS):
             key = f"{variant} | {subject} | {seed}"
             if key not in known["runs"]:
-                sheet = out / f"{key.replace(' | ', '_').replace(' ', '_')}.png"
                 trainer, settings = VARIANTS[variant][0], settings_of(variant, seed)
-                known["runs"][key] = personalise.run(server.client, subject, settings, sheet, trainer)
+                known["runs"][key] = personalise.run(server.client, subject, settings, sheet_of(out, key), trainer)
                 file.write_text(json.dumps(known, indent=1))
             print(personalise.row(key, known["runs"][key]), flush=True)
     return known["runs"]
+
+
+def sheet_of(out: Path, key: str) -> Path:
+    return out / f"{key.replace(' | ', '_').replace(' ', '_')}.png"
+
+
+def distance(one: Path, other: Path) -> float:
+    """Mean absolute difference of the pictures after training on two sheets, in steps of 255."""
+    rows = [np.asarray(Image.open(path), dtype=np.float32) for path in (one, other)]
+    first = len(rows[0]) * 3 // 5  # photos, two rows before, two after
+    return float(np.abs(rows[0][first:] - rows[1][first:]).mean())
+
+
+def distances(runs: dict, out: Path) -> str:
+    """How far two-path pictures are from plain ones, beside how far a LoRA of the whole U-Net is, a line a fraction."""
+    lines = []
+    for fraction in TWO_PATH:
+        plain = f"absolute {fraction:.1%}"
+        pairs = [(key, key.replace(plain, f"{plain}, two paths")) for key in runs if key.startswith(f"{plain} |")]
+        between = [distance(sheet_of(out, one), sheet_of(out, other)) for one, other in pairs]
+        whole = [distance(sheet_of(out, one), sheet_of(out, one.replace(plain, WHOLE))) for one, _ in pairs]
+        lines.append(
+            f"{plain}: the same LoRA along two paths changes a pixel by {fmean(between):.1f} of 255 on average; a LoRA "
+            f"trained on the whole U-Net by {fmean(whole):.1f}."
+        )
+    return "\n".join(lines)
 
 
 def by_variant(runs: dict) -> dict[str, list[dict]]:
@@ -126,7 +155,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     load_judges()
     runs = run_all(arguments.subjects, arguments.seeds, out)
-    print("\n" + table(runs))
+    print("\n" + table(runs) + "\n\n" + distances(runs, out))
     draw(runs, out / "fractions.png")
 
 
