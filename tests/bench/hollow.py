@@ -3,8 +3,8 @@
     python tests/bench/hollow.py [--kind sd15] [--resolution 512] [--rank 128] [--steps 3] [--fractions 0.39 ...]
 
 One process; for every fraction the two trainers take turns, twice each, so that what else the machine does falls on
-both. The checkpoint is full size with random weights, which is enough for speed and memory. Wants an otherwise idle
-machine.
+both. Beside the wall time stands the processor time of all threads, which other work does not stretch; on a GPU it
+says nothing. The checkpoint is full size with random weights, which is enough for speed and memory.
 """
 
 import argparse
@@ -26,13 +26,14 @@ class Stamps:
     """When each step ended; the first is left out, for it also makes AdamW's moments."""
 
     def __init__(self):
-        self.times: list[float] = []
+        self.times: list[tuple[float, float]] = []
 
     def __call__(self, *_) -> None:
-        self.times.append(time.perf_counter())
+        self.times.append((time.perf_counter(), time.process_time()))
 
-    def gaps(self) -> list[float]:
-        return [b - a for a, b in zip(self.times, self.times[1:], strict=False)]
+    def gaps(self) -> list[tuple[float, float]]:
+        """Seconds on the wall and of the processor, for each step."""
+        return [(b - a, d - c) for (a, c), (b, d) in zip(self.times, self.times[1:], strict=False)]
 
 
 def whole(model, examples, steps: int, rank: int, checkpointing: bool) -> dict:
@@ -89,15 +90,16 @@ def in_turns(model, examples, fraction: float, steps: int, rank: int, checkpoint
         ours.append(hollow(model, examples, steps, rank, checkpointing, fraction))
     return {
         **{name: ours[0][name] for name in ("share", "sample_mb", "peak_mib", "inference_mib")},
-        "cache_s": _median(ours, "cache_gaps"),
-        "step_s": _median(ours, "gaps"),
-        "whole_s": _median(full, "gaps"),
+        "cache_s": _medians(ours, "cache_gaps"),
+        "step_s": _medians(ours, "gaps"),
+        "whole_s": _medians(full, "gaps"),
         "whole_mib": full[0]["peak_mib"],
     }
 
 
-def _median(turns: list[dict], name: str) -> float:
-    return statistics.median([gap for turn in turns for gap in turn[name]])
+def _medians(turns: list[dict], name: str) -> tuple[float, ...]:
+    gaps = [gap for turn in turns for gap in turn[name]]
+    return tuple(statistics.median(seconds) for seconds in zip(*gaps, strict=True))
 
 
 def table(rows: list[dict]) -> str:
@@ -108,6 +110,9 @@ def table(rows: list[dict]) -> str:
         "s / step",
         "whole U-Net s / step",
         "ratio",
+        "processor s / step",
+        "whole U-Net",
+        "ratio",
         "live MiB",
         "whole U-Net live MiB",
         "inference live MiB",
@@ -115,9 +120,12 @@ def table(rows: list[dict]) -> str:
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row in rows:
         lines.append(
-            f"| {row['share']:.1%} | {row['cache_s']:.2f} | {row['sample_mb']:.2f} | {row['step_s']:.2f} | "
-            f"{row['whole_s']:.2f} | {row['step_s'] / row['whole_s']:.2f} | {row['peak_mib']:,.0f} | "
-            f"{row['whole_mib']:,.0f} | {row['inference_mib']:,.0f} |"
+            f"| {row['share']:.1%} | {row['cache_s'][0]:.2f} | {row['sample_mb']:.2f} | "
+            + " | ".join(
+                f"{step:.2f} | {whole:.2f} | {step / whole:.2f}"
+                for step, whole in zip(row["step_s"], row["whole_s"], strict=True)
+            )
+            + f" | {row['peak_mib']:,.0f} | {row['whole_mib']:,.0f} | {row['inference_mib']:,.0f} |"
         )
     return "\n".join(lines)
 
