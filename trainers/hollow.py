@@ -7,7 +7,7 @@ in what it leaves open: AdamW, gradient clipping, how samples are drawn.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .backprop import checkpointed
 from .config import HollowConfig
-from .hollow_cache import CacheFacts, Inputs, Noised, batches, hollow_cache, network_inputs
+from .hollow_cache import CacheFacts, HollowCache, Inputs, Noised, batches, hollow_cache, network_inputs
 from .hollow_cuts import Cut, cuts, nearest_cut
 from .hollow_forward import Hollow, check_mode, hollowed
 from .lora import injected
@@ -53,12 +53,14 @@ def train_hollow(
     cache_path: Path,
     offload_device: torch.device,
     on_cached: Callable[[int, int], None] = _ignore,
+    caching: Callable[..., AbstractContextManager[HollowCache]] = hollow_cache,
 ) -> HollowTrained:
     """Fit a LoRA to the examples; the U-Net is left as it was found, also when a callback or the model raises.
 
     names maps module names to the names they get in the LoRA's keys. The cache is a file at cache_path, kept for the
-    next run; on_cached hears of every sample that is written to it. Raises ValueError for a hollow_fraction or a mode
-    that the U-Net cannot have, RuntimeError when the disk is full, or the loss stops being finite or explodes.
+    next run; on_cached hears of every sample that is written to it. caching opens it: planning.py has one without a
+    file. Raises ValueError for a hollow_fraction or a mode that the U-Net cannot have, RuntimeError when the disk is
+    full, or the loss stops being finite or explodes.
     """
     unet = network.unet
     cut = nearest_cut(cuts(unet), config.hollow_fraction)
@@ -66,7 +68,7 @@ def train_hollow(
     with meter.phase("inference", unet.parameters()), torch.inference_mode():
         _loss(network, network_inputs(network, examples, [Noised(0, 0, 0)]), 0.0)
     with ExitStack() as stack:
-        cache = stack.enter_context(hollow_cache(network, cut, config, examples, cache_path, meter, on_cached))
+        cache = stack.enter_context(caching(network, cut, config, examples, cache_path, meter, on_cached))
         hollow = stack.enter_context(hollowed(unet, cut, config.mode))
         stack.enter_context(offloaded(hollow.centre, offload_device))
         lora = stack.enter_context(injected(unet, config.rank, config.lora_alpha, config.target_modules, config.seed))

@@ -116,7 +116,7 @@ def hollow_cache(
     when the disk has no room. No file is left behind when anything raises while it is written.
     """
     noised = draw_noised(len(examples), config, network.scheduler.config.num_train_timesteps)
-    centre = _Centre(network, cut, config.mode, examples, meter)
+    centre = Centre(network, cut, config.mode, examples, meter)
     shapes = _shapes(examples, noised, centre)
     layout = Layout(len(noised), (max(map(prod, shapes)),), config.cache_dtype)  # rows as long as the longest
     mark = _fingerprint(network, cut, config, examples, noised)
@@ -132,7 +132,7 @@ def hollow_cache(
         yield HollowCache(activations, noised, shapes, CacheFacts(len(noised), layout.file_bytes, is_reused))
 
 
-class _Centre:
+class Centre:
     """The original network, asked what its centre gives; counted towards phase "cache"."""
 
     def __init__(self, network: Network, cut: Cut, mode: str, examples: Sequence[Sample], meter: PhaseMeter):

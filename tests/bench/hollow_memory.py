@@ -25,13 +25,11 @@ sys.path.insert(0, str(TESTS))
 import conftest  # noqa: E402, F401, I001
 from full_size import CPU, blank_photo, full_size_network  # noqa: E402
 from pack.trainers.config import HollowConfig, SelectiveConfig  # noqa: E402
-from pack.trainers.fake_tensors import faked  # noqa: E402
 from pack.trainers.hollow_cuts import cuts  # noqa: E402
-from pack.trainers.hollow_memory import hollow_memory  # noqa: E402
-from pack.trainers.memory import PhaseMeter  # noqa: E402
-from pack.trainers.objective import Example, Network, Sample  # noqa: E402
+from pack.trainers.objective import Network, Sample  # noqa: E402
+from pack.trainers.plan import PlannedPhase  # noqa: E402
+from pack.trainers.planning import planned_phases  # noqa: E402
 from pack.trainers.plots import DPI, FAINT, INK, TEXT_PT, TICK_PT, TITLE_PT  # noqa: E402
-from pack.trainers.selective import train_selective  # noqa: E402
 
 MIB = 2**20
 HEAD = (
@@ -39,6 +37,8 @@ HEAD = (
     "| of inference |\n|---|---|---|---|---|---|---|---|---|---|---|"
 )
 PAPERS_PERCENT = 39
+LORA = SelectiveConfig(strategy="bp_high")
+CHOICES = (False, True)  # of gradient checkpointing
 COLOURS = {128: "#3f6fb5", 4: "#f0a35e"}  # by rank
 
 
@@ -89,30 +89,35 @@ class Row(NamedTuple):
 def rows(case: Case) -> Iterator[Row]:
     """Inference, a LoRA on the whole U-Net, then every cut that leaves attention layers."""
     network, photo = case.network(), case.photo()
-    whole = sum(parameter.nbytes for parameter in network.unet.parameters())
     for rank in case.ranks:
-        (inference, lora, work), (_, _, checkpointed) = (lora_bytes(network, photo, rank, on) for on in (False, True))
+        plain, checkpointed = (bp(network, photo, replace(LORA, rank=rank, gradient_checkpointing=on)) for on in CHOICES)
         if rank == case.ranks[0]:
-            yield Row("nothing: inference", 0.0, 0, whole, 0, inference - whole, None)
-        yield Row("nothing: LoRA on all", 0.0, rank, whole, lora, work, checkpointed)
+            inference = phase(network, photo, replace(LORA, rank=rank), "inference")
+            yield Row("nothing: inference", 0.0, 0, plain.weights_bytes, 0, inference.work_bytes, None)
+        yield row("nothing: LoRA on all", 0.0, rank, plain, checkpointed)
     for cut in cuts(network.unet):
         for rank in case.ranks if cut.lora_layers and case.least <= cut.share <= case.most else ():
             config = HollowConfig(rank=rank, hollow_fraction=cut.share)
-            plain = hollow_memory(network, photo, config)
-            checkpointed = hollow_memory(network, photo, replace(config, gradient_checkpointing=True))
-            yield Row(cut.name, cut.share, rank, plain.weights, plain.lora, plain.work, checkpointed.work)
+            yield row(
+                cut.name,
+                cut.share,
+                rank,
+                *(bp(network, photo, replace(config, gradient_checkpointing=on)) for on in CHOICES),
+            )
 
 
-def lora_bytes(network: Network, photo: Sample, rank: int, checkpointing: bool) -> tuple[int, int, int]:
-    """Inference's peak; of the selective trainer's full-size BP steps the LoRA with its moments, and the work."""
-    config = SelectiveConfig(steps=2, rank=rank, strategy="bp_high", gradient_checkpointing=checkpointing)
-    names = {name: name for name, _ in network.unet.named_modules()}
-    meter = PhaseMeter(CPU)
-    with faked(network) as fake:
-        whole = sum(parameter.nbytes for parameter in fake.unet.parameters())
-        trained = train_selective(fake, [Example(photo, photo)], config, names, meter, lambda step: None)
-        lora = 3 * sum(factor.nbytes for name, factor in trained.lora.items() if not name.endswith(".alpha"))
-    return meter.peak_bytes("inference"), lora, meter.peak_bytes("bp") - whole - lora
+def bp(network: Network, photo: Sample, config: SelectiveConfig | HollowConfig) -> PlannedPhase:
+    """The steps of backpropagation."""
+    return phase(network, photo, config, "bp")
+
+
+def phase(network: Network, photo: Sample, config: SelectiveConfig | HollowConfig, name: str) -> PlannedPhase:
+    return next(phase for phase in planned_phases(network, lambda ratio: photo, config) if phase.name == name)
+
+
+def row(left_out: str, share: float, rank: int, plain: PlannedPhase, checkpointed: PlannedPhase) -> Row:
+    works = (phase.work_bytes + phase.other_bytes for phase in (plain, checkpointed))
+    return Row(left_out, share, rank, plain.weights_bytes, plain.learnt_bytes, *works)
 
 
 def line(row: Row, inference: int) -> str:

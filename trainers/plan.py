@@ -1,0 +1,124 @@
+"""What a run will take before it starts, as a record that reads as text and as JSON. planning.py makes it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+from .report import LoadedModel
+
+MIB = 2**20
+GIB = 2**30  # what a budget calls a GB, as graphics cards do
+STEPS = ("bp", "zo")  # phases whose peak a report calls the run's
+
+
+class PlannedPhase(NamedTuple):
+    """Peak bytes of one kind of work, and what they are."""
+
+    name: str  # as memory.Phase has it: inference, cache, bp, zo, evaluation
+    peak_bytes: int
+    weights_bytes: int  # of the U-Net, as far as it is on the device
+    learnt_bytes: int  # a LoRA or a token, with what its optimizer keeps
+    other_bytes: int  # the text encoder where it stays, a stored activation
+    work_bytes: int  # activations, gradients, and what else a step makes
+
+
+class Change(NamedTuple):
+    """One setting that the plan chose instead of its default."""
+
+    setting: str
+    default: object
+    chosen: object
+
+    def __str__(self) -> str:
+        return f"{self.setting} = {self.chosen} instead of {self.default}"
+
+
+class Room(NamedTuple):
+    """What memory there is for a run."""
+
+    free_bytes: int | None  # once ComfyUI has unloaded other models; None: not known
+    budget_bytes: int | None = None  # the user's limit
+
+    @property
+    def bytes(self) -> int | None:
+        """The tighter of the two that are known."""
+        return min((size for size in self if size is not None), default=None)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One planned run. Bytes are of tensors on the training device."""
+
+    method: str  # as in Report, like the next four
+    base_model: str
+    resolution: int
+    device: str
+    dtype: str
+    phases: tuple[PlannedPhase, ...]
+    allowance_bytes: int  # for what tensors do not account for: CUDA's context, gaps in its allocator; 0 on the CPU
+    free_bytes: int | None  # as in Room, like the next
+    budget_bytes: int | None
+    other_models: tuple[LoadedModel, ...]  # on the device at this moment
+    settings: Mapping[str, object]
+    changes: tuple[Change, ...] = ()  # what the plan chose to keep to the budget
+    advice: str = ""  # what would make it fit
+
+    @property
+    def peak_bytes(self) -> int:
+        """The highest of the bp and zo phases: what a report's peak_bytes is to be compared with."""
+        return max((phase.peak_bytes for phase in self.phases if phase.name in STEPS), default=0)
+
+    @property
+    def inference_peak_bytes(self) -> int | None:
+        """One forward pass at full size, before the run changes the network."""
+        return next((phase.peak_bytes for phase in self.phases if phase.name == "inference"), None)
+
+    @property
+    def needed_bytes(self) -> int:
+        """The highest of all phases, and the allowance."""
+        return max(phase.peak_bytes for phase in self.phases) + self.allowance_bytes
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether there is room for it; None where neither free memory nor a budget is known."""
+        room = Room(self.free_bytes, self.budget_bytes).bytes
+        return None if room is None else self.needed_bytes <= room
+
+    def to_json(self) -> str:
+        """The record as a JSON object, phases, models and changes as objects too."""
+        named = {name: [item._asdict() for item in getattr(self, name)] for name in ("phases", "other_models", "changes")}
+        derived = ("peak_bytes", "inference_peak_bytes", "needed_bytes", "fits")
+        return json.dumps(asdict(self) | named | {name: getattr(self, name) for name in derived}, indent=2)
+
+    def summary(self) -> str:
+        """One line for the log and the node."""
+        return f"{self.method}: planned {_mib(self.peak_bytes)}{self._verdict()}"
+
+    def _verdict(self) -> str:
+        found = []
+        for room, words in ((self.budget_bytes, "of the budget"), (self.free_bytes, "free")):
+            if room is not None:
+                found.append(f"{'fits into' if self.needed_bytes <= room else 'does not fit into'} {_mib(room)} {words}")
+        return "".join(f", {words}" for words in found)
+
+    def __str__(self) -> str:
+        lines = [self.summary(), f"base model: {self.base_model}, {self.resolution} px, {self.dtype}, {self.device}", ""]
+        lines.append(f"{'MiB':<12}{'peak':>8}{'weights':>9}{'learnt':>8}{'other':>8}{'work':>8}")
+        for phase in self.phases:
+            cells = zip(phase[1:], (8, 9, 8, 8, 8), strict=True)
+            lines.append(f"{phase.name:<12}" + "".join(f"{size / MIB:>{width},.0f}" for size, width in cells))
+        lines.append("")
+        if self.inference_peak_bytes:
+            lines.append(f"{self.peak_bytes / self.inference_peak_bytes:.2f} times what one forward pass takes")
+        if self.allowance_bytes:
+            lines.append(f"CUDA's own context and gaps in its memory, an allowance: {_mib(self.allowance_bytes)}")
+        lines += [f"chosen: {change}" for change in self.changes]
+        lines += [self.advice] if self.advice else []
+        lines += [f"loaded now: {model.name}, {_mib(model.bytes)}" for model in self.other_models]
+        lines += ["", *(f"{name} = {value}" for name, value in self.settings.items())]
+        return "\n".join(lines)
+
+
+def _mib(size: int) -> str:
+    return f"{size / MIB:,.0f} MiB"
