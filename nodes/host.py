@@ -213,6 +213,13 @@ def trainable(model: ModelPatcher) -> Iterator[Network]:
                 model_management.unload_model_and_clones(patcher)
 
 
+@contextmanager
+def autograd() -> Iterator[None]:
+    """Inference mode off and gradients on, as in trainable()."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
 def _make_normal(unet: nn.Module) -> None:
     """Replace inference tensors by normal ones of the same value, one at a time."""
     for module in unet.modules():

@@ -129,12 +129,16 @@ def image_batch(subject: Subject) -> Tensor:
 
 def downscaled(image: Tensor, ratio: float) -> Tensor:
     """The image at ratio times its size, antialiased, each side a multiple of 8; at ratio 1 the image itself."""
+    return image if ratio == 1 else resized(image, *downscaled_size(*image.shape[:2], ratio))
+
+
+def downscaled_size(height: int, width: int, ratio: float) -> tuple[int, int]:
+    """Height and width of an image that was downscaled."""
     if not 0 < ratio <= 1:
         raise ValueError(f"low-resolution ratio: got {ratio}; needs more than 0 and at most 1")
     if ratio == 1:
-        return image
-    height, width = (max(MULTIPLE, round(side * ratio / MULTIPLE) * MULTIPLE) for side in image.shape[:2])
-    return resized(image, height, width)
+        return height, width
+    return tuple(max(MULTIPLE, round(side * ratio / MULTIPLE) * MULTIPLE) for side in (height, width))
 
 
 def mirrored(image: Tensor) -> Tensor:

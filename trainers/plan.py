@@ -87,7 +87,9 @@ class Plan:
 
     def to_json(self) -> str:
         """The record as a JSON object, phases, models and changes as objects too."""
-        named = {name: [item._asdict() for item in getattr(self, name)] for name in ("phases", "other_models", "changes")}
+        named = {
+            name: [item._asdict() for item in getattr(self, name)] for name in ("phases", "other_models", "changes")
+        }
         derived = ("peak_bytes", "inference_peak_bytes", "needed_bytes", "fits")
         return json.dumps(asdict(self) | named | {name: getattr(self, name) for name in derived}, indent=2)
 
@@ -99,11 +101,17 @@ class Plan:
         found = []
         for room, words in ((self.budget_bytes, "of the budget"), (self.free_bytes, "free")):
             if room is not None:
-                found.append(f"{'fits into' if self.needed_bytes <= room else 'does not fit into'} {_mib(room)} {words}")
+                found.append(
+                    f"{'fits into' if self.needed_bytes <= room else 'does not fit into'} {_mib(room)} {words}"
+                )
         return "".join(f", {words}" for words in found)
 
     def __str__(self) -> str:
-        lines = [self.summary(), f"base model: {self.base_model}, {self.resolution} px, {self.dtype}, {self.device}", ""]
+        lines = [
+            self.summary(),
+            f"base model: {self.base_model}, {self.resolution} px, {self.dtype}, {self.device}",
+            "",
+        ]
         lines.append(f"{'MiB':<12}{'peak':>8}{'weights':>9}{'learnt':>8}{'other':>8}{'work':>8}")
         for phase in self.phases:
             cells = zip(phase[1:], (8, 9, 8, 8, 8), strict=True)

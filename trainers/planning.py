@@ -7,7 +7,7 @@ their sizes. Where a trainer draws numbers to choose, its settings are such that
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
@@ -24,16 +24,28 @@ from .hollow_cuts import Cut
 from .memory import LiveBytes, PhaseMeter
 from .objective import Example, Network, Sample
 from .plan import STEPS, PlannedPhase
+from .quantize import quantized
 from .selective import train_selective
 
 Photo = Callable[[float], Sample]  # ratio of a side to the full-size side -> photo of that size, whatever is on it
+TrainerConfig = SelectiveConfig | HollowConfig
+# Settings that make no tensor larger or smaller, or not one that lasts; plans with other values of them are the same.
+WEIGHTLESS = {
+    "steps", "seed", "learning_rate", "zo_learning_rate", "zo_epsilon", "zo_perturbations", "k", "t_mid", "alpha",
+    "weight_decay", "cache_samples", "sampling",
+}  # fmt: skip
 
 
-def planned_phases(network: Network, photo: Photo, config: SelectiveConfig | HollowConfig) -> tuple[PlannedPhase, ...]:
+def bearing(config: TrainerConfig) -> TrainerConfig:
+    """The settings with those that the plan does not depend on at their defaults."""
+    return replace(config, **{field.name: field.default for field in fields(config) if field.name in WEIGHTLESS})
+
+
+def planned_phases(network: Network, photo: Photo, config: TrainerConfig) -> tuple[PlannedPhase, ...]:
     """Peaks of a run with these settings on photos of one size. Takes seconds and no memory; the network is not run."""
     trainers = {SelectiveConfig: _selective, HollowConfig: _hollow}
-    meter = _Meter()
-    with faked(network) as fake:
+    meter, quantization = _Meter(), getattr(config, "quantization", "none")
+    with faked(network) as fake, quantized([fake.unet], quantization, CPU, CPU):
         other_bytes = trainers[type(config)](fake, photo, config, meter)
     return meter.planned(other_bytes)
 

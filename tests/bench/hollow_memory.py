@@ -23,7 +23,7 @@ from PIL import Image
 TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS))
 import conftest  # noqa: E402, F401, I001
-from full_size import CPU, blank_photo, full_size_network  # noqa: E402
+from full_size import blank_photo, full_size_network  # noqa: E402
 from pack.trainers.config import HollowConfig, SelectiveConfig  # noqa: E402
 from pack.trainers.hollow_cuts import cuts  # noqa: E402
 from pack.trainers.objective import Network, Sample  # noqa: E402
@@ -90,7 +90,9 @@ def rows(case: Case) -> Iterator[Row]:
     """Inference, a LoRA on the whole U-Net, then every cut that leaves attention layers."""
     network, photo = case.network(), case.photo()
     for rank in case.ranks:
-        plain, checkpointed = (bp(network, photo, replace(LORA, rank=rank, gradient_checkpointing=on)) for on in CHOICES)
+        plain, checkpointed = (
+            bp(network, photo, replace(LORA, rank=rank, gradient_checkpointing=on)) for on in CHOICES
+        )
         if rank == case.ranks[0]:
             inference = phase(network, photo, replace(LORA, rank=rank), "inference")
             yield Row("nothing: inference", 0.0, 0, plain.weights_bytes, 0, inference.work_bytes, None)
