@@ -2,6 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from . import host_runs
 from .dtap_preview import DTAPPreview
 from .files import SaveEmbedding, SaveLoRA
 from .load_pocket_model import LoadPocketModel
@@ -12,6 +13,9 @@ from .train_selective import SelectiveTrainer
 
 
 class EdgeTune(ComfyExtension):
+    async def on_load(self) -> None:
+        host_runs.add_routes()
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             LoadSubjectImages,

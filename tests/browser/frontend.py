@@ -39,9 +39,14 @@ class Canvas:
         settings = SETTINGS | {"Comfy.VueNodes.Enabled": is_nodes2}
         assert page.request.post(f"{url}/api/settings", data=settings).ok
         page.goto(url)
-        page.wait_for_function(READY)
-        page.wait_for_timeout(SETTLE_MS)
+        self._settle()
         self.loaded_messages, self.messages = self.messages, []
+
+    def reload(self) -> None:
+        """Load the page again, with what was open in it."""
+        self.page.reload()
+        self._settle()
+        self.messages.clear()
 
     def get_json(self, path: str) -> dict:
         """The server's answer to a GET request."""
@@ -88,6 +93,10 @@ class Canvas:
         while not condition():
             assert time.monotonic() < deadline, f"waited {timeout_s} s in vain"
             self.page.wait_for_timeout(100)
+
+    def _settle(self) -> None:
+        self.page.wait_for_function(READY)
+        self.page.wait_for_timeout(SETTLE_MS)
 
     def _is_local(self, address: str) -> bool:
         return address.startswith((self.url, "data:", "blob:"))

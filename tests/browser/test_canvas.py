@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ pytestmark = pytest.mark.browser
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 TRAINER = "EdgeTune_SelectiveTrainer"
-STEP = {"node": "4", "step": 1, "steps": 8, "loss": 1.0, "kind": "bp", "t": 10, "bytes": 0}
 
 UNREGISTERED = "() => app.graph.nodes.filter(n => !LiteGraph.registered_node_types[n.type]).map(n => n.type)"
 ERRONEOUS = "() => app.graph.nodes.filter(n => n.has_errors).map(n => n.type)"
@@ -27,13 +25,6 @@ BOXES = """() => [...document.querySelectorAll('[data-node-id]')].map(e => {
 SOCKETS = """type => {
     const node = app.graph.nodes.find(n => n.type === type);
     return [node.inputs.filter(i => !i.widget).map(i => i.name), node.outputs.map(o => o.name), node.id];
-}"""
-SET_AND_LISTEN = """settings => {
-    for (const [type, name, value] of settings)
-        for (const node of app.graph.nodes.filter(n => n.type === type))
-            node.widgets.find(w => w.name === name).value = value;
-    window.texts = [];
-    app.api.addEventListener('progress_text', e => window.texts.push(e.detail.text));
 }"""
 
 
@@ -107,16 +98,6 @@ def test_loading_the_page_brings_no_word_about_us(canvas):
     assert [text for text in canvas.loaded_messages if any(mark in text.lower() for mark in marks)] == []
 
 
-def test_the_frontend_knows_our_messages(canvas):
-    canvas.open(read("train_and_save"), "train_and_save")
-    canvas.receive("edgetune.step", STEP)
-    canvas.receive("edgetune.done", {"node": "4", "summary": ""})
-    assert canvas.messages == []
-
-    canvas.receive("edgetune.unheard_of", {})
-    assert ["Unhandled message" in text for text in canvas.messages] == [True]
-
-
 @pytest.fixture
 def template_browser(canvas):
     """The frontend's dialog on our pack's page; away afterwards, whatever happened in it."""
@@ -152,18 +133,3 @@ def test_the_info_button_shows_the_help(canvas):
     canvas.page.get_by_test_id("info-button").click()
     canvas.page.get_by_text("arXiv:2507.10029").first.wait_for(state="attached")
     canvas.page.evaluate("() => app.canvas.deselectAll()")
-
-
-@pytest.mark.slow
-def test_a_training_run_shows_how_far_it_is(canvas):
-    """A real one: 12 steps on the pocket model."""
-    canvas.open(read("pocket_train_and_save"), "pocket_train_and_save")
-    seed = 2 if canvas.is_nodes2 else 1  # or the second run would come from the cache
-    small = [(TRAINER, "steps", 12), (TRAINER, "seed", seed)]
-    canvas.page.evaluate(SET_AND_LISTEN, small)
-    canvas.start()
-    canvas.page.get_by_text(re.compile(r"step \d+/12")).first.wait_for(timeout=120_000)
-    canvas.finish(timeout_s=240)
-    assert re.match(r"step \d+/12\b.*\b(BP|ZO)\b.*\bloss \d", canvas.page.evaluate("() => window.texts[0]"))
-    canvas.page.get_by_text(re.compile("12 steps .* on ")).first.wait_for()
-    assert canvas.messages == []

@@ -1,0 +1,149 @@
+"""The panel that trainer nodes show while they run: fed with messages, and by runs on the pocket model."""
+
+import json
+import re
+import uuid
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.browser
+
+WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
+TRAINER = "EdgeTune_SelectiveTrainer"
+STEPS = 12
+MIB = 2**20
+
+SET = """settings => {
+    for (const [type, name, value] of settings)
+        for (const node of app.graph.nodes.filter(n => n.type === type))
+            node.widgets.find(w => w.name === name).value = value;
+}"""
+SAVED = "() => JSON.parse(JSON.stringify(app.rootGraph.serialize()))"
+FIND = "type => Number(app.graph.nodes.find(n => n.type === type).id)"
+TO_SUBGRAPH = """type => {
+    const node = app.graph.nodes.find(n => n.type === type);
+    return app.graph.convertToSubgraph(new Set([node])).node.id;
+}"""
+ENTER = "id => { const node = app.graph.getNodeById(id); app.canvas.openSubgraph(node.subgraph, node); }"
+
+
+def read(name: str) -> dict:
+    return json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def message(node: int | str, workflow: str, losses: list[float], step: int | None = None, **other) -> dict:
+    """An edgetune.step, as nodes/host_runs.py sends it."""
+    last = {"loss": losses[-1], "kind": "bp", "t": 10, "bytes": 64 * MIB}
+    place = {"node": str(node), "workflow": workflow, "prompt_id": "p"}
+    series = {"losses": losses, "kinds": ["bp"] * len(losses)}
+    limits = {"planned_bytes": None, "budget_bytes": None}
+    progress = {"step": step or len(losses), "first": 1, "steps": 8, "elapsed_s": 1.0}
+    return place | progress | last | limits | series | other
+
+
+@pytest.fixture
+def trainer(canvas) -> tuple[int, str]:
+    """A trainer's node id and its graph's, just opened, and never before."""
+    workflow = read("train_and_save") | {"id": str(uuid.uuid4())}
+    canvas.open(workflow, "train_and_save")
+    return canvas.page.evaluate(FIND, TRAINER), workflow["id"]
+
+
+def panel(canvas):
+    return canvas.page.locator(".edgetune-panel .panel")
+
+
+def test_messages_are_drawn_and_nothing_of_it_is_saved(canvas, trainer):
+    before = canvas.page.evaluate(SAVED)
+    assert panel(canvas).count() == 0
+
+    limits = {"planned_bytes": 128 * MIB, "budget_bytes": 2048 * MIB}
+    canvas.receive("edgetune.step", message(*trainer, [0.5, 0.4], kinds=["bp", "zo"], **limits))
+    for text in ("Step 2 of 8", "BP 0.5000 (1)", "ZO 0.4000 (1)", "peak 64 MiB · plan 128 MiB · budget 2.0 GiB"):
+        panel(canvas).get_by_text(text).wait_for()
+    assert canvas.page.evaluate(SAVED) == before
+    assert canvas.messages == []
+
+    canvas.receive(
+        "edgetune.done", {"node": str(trainer[0]), "workflow": trainer[1], "prompt_id": "p", "summary": "End"}
+    )
+    panel(canvas).get_by_text("End").wait_for()
+    assert not panel(canvas).get_by_role("button", name="Cancel").is_visible()
+    assert canvas.page.evaluate(SAVED) == before
+    assert canvas.messages == []
+
+
+def test_a_run_of_another_graph_or_node_is_not_shown_here(canvas, trainer):
+    node, workflow = trainer
+    canvas.receive("edgetune.step", message(node, "another", [0.5]))
+    canvas.receive("edgetune.step", message(node + 1000, workflow, [0.5]))
+    canvas.receive("edgetune.step", message(f"{node}:1", workflow, [0.5]))
+    canvas.page.wait_for_timeout(300)
+    assert panel(canvas).count() == 0
+    assert canvas.messages == []
+
+
+def test_the_run_is_there_when_the_workflow_is_opened_again(canvas, trainer):
+    canvas.receive("edgetune.step", message(*trainer, [0.5, 0.4, 0.3]))
+    panel(canvas).get_by_text("Step 3 of 8").wait_for()
+    canvas.open(read("dtap_preview"), "dtap_preview")
+    assert panel(canvas).count() == 0
+    canvas.open(read("train_and_save") | {"id": trainer[1]}, "train_and_save")
+    panel(canvas).get_by_text("Step 3 of 8").wait_for()
+
+
+def test_messages_that_the_server_knows_nothing_about_do_not_make_a_gap(canvas, trainer):
+    canvas.receive("edgetune.step", message(*trainer, [0.5, 0.4]))
+    canvas.receive("edgetune.step", message(*trainer, [0.1], step=5))  # 3 and 4 never came
+    canvas.receive("edgetune.step", message(*trainer, [0.4, 0.3], step=3))  # 2 comes again
+    panel(canvas).get_by_text("(3)").wait_for()
+
+
+@pytest.mark.slow
+class TestARun:
+    """Real ones on the pocket model, one after the other."""
+
+    @pytest.fixture(autouse=True)
+    def opened(self, canvas):
+        canvas.open(read("pocket_train_and_save"), "pocket_train_and_save")
+
+    def start(self, canvas, steps: int, seed: int) -> None:
+        """seed: other than before, or the run would come from the cache."""
+        seed += 10 * canvas.is_nodes2
+        canvas.page.evaluate(SET, [(TRAINER, "steps", steps), (TRAINER, "seed", seed)])
+        canvas.start()
+        panel(canvas).get_by_text(re.compile(f"Step [1-9][0-9]* of {steps}")).wait_for(timeout=120_000)
+
+    def test_ends_with_its_figures_and_every_step(self, canvas):
+        self.start(canvas, STEPS, seed=1)
+        during = canvas.page.evaluate(SAVED)
+        canvas.finish(timeout_s=240)
+        panel(canvas).get_by_text(f"Selective BP/ZO: {STEPS} steps").wait_for()
+        counts = re.findall(r"\((\d+)\)", panel(canvas).inner_text())
+        assert sum(map(int, counts)) == STEPS
+        (shipped,) = (node for node in read("pocket_train_and_save")["nodes"] if node["type"] == TRAINER)
+        for saved in (during, canvas.page.evaluate(SAVED)):
+            (ours,) = (node for node in saved["nodes"] if node["type"] == TRAINER)
+            assert ours["size"] == shipped["size"]
+            assert len(ours["widgets_values"]) == len(shipped["widgets_values"])
+        assert canvas.messages == []
+
+    def test_survives_a_reload_and_can_be_cancelled_after_it(self, canvas):
+        self.start(canvas, 100_000, seed=2)
+        canvas.reload()
+        panel(canvas).get_by_text(re.compile("Step .* of 100000")).wait_for()
+        counts = re.findall(r"\((\d+)\)", panel(canvas).inner_text())
+        step = int(re.search(r"Step (\d+)", panel(canvas).inner_text())[1])
+        assert step - sum(map(int, counts)) in (-1, 0, 1)  # the two are read one after the other
+        panel(canvas).get_by_role("button", name="Cancel").click()
+        panel(canvas).get_by_text("Cancelled").wait_for()
+
+    def test_in_a_sub_graph_is_shown_inside_it(self, canvas):
+        outer = canvas.page.evaluate(TO_SUBGRAPH, TRAINER)
+        canvas.start()
+        canvas.page.evaluate(ENTER, outer)
+        panel(canvas).get_by_text(re.compile("Step [1-9][0-9]* of")).wait_for(timeout=120_000)
+        panel(canvas).get_by_role("button", name="Cancel").click()
+        panel(canvas).get_by_text("Cancelled").wait_for()
+        assert canvas.messages == []
