@@ -8,13 +8,12 @@ from collections.abc import Iterator
 
 import pytest
 from comfyui import start_server
-from frontend import ARGUMENTS, SIZE, Canvas
+from frontend import ARGUMENTS, PACK_NAME, SIZE, Canvas
 from pack.workflows.client import Server
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
 CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
-PACK_NAME = "EdgeTune-main"  # ComfyUI 0.30 serves no web/ of a pack with a space in its name
 SUBJECT = "my_subject"
 LORAS = ("my_subject", "my_toy")
 

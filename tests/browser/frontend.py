@@ -10,6 +10,7 @@ ARGUMENTS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 ).split()
+PACK_NAME = "EdgeTune-main"  # ComfyUI 0.30 serves no web/ of a pack with a space in its name
 SIZE = {"width": 1600, "height": 900}
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.RightSidePanel.IsOpen": False}
 READY = "() => window.app?.vueAppReady && window.app.canvas && window.app.graph"

@@ -93,6 +93,11 @@ def test_train_and_compare(server, lora):
     assert steps and steps[-1]["step"] == steps[-1]["steps"] == 8
     assert all(step["node"] == trainer and step["kind"] in ("bp", "zo") and step["bytes"] > 0 for step in steps)
     assert [data["node"] for kind, data in events if kind == "edgetune.done"] == [trainer]
+    *_, kept = json.loads(server.client.get("/edgetune/runs"))  # for pages that are opened later
+    assert [loss for step in steps for loss in step["losses"]] == kept["losses"]
+    assert [kind for step in steps for kind in step["kinds"]] == kept["kinds"]
+    assert (kept["step"], len(kept["losses"]), kept["is_running"]) == (8, 8, False)
+    assert kept["summary"].startswith("Selective BP/ZO: 8 steps")
     assert "Selective BP/ZO: 8 steps" in server.log.read_text(encoding="utf-8", errors="replace")
 
 
