@@ -10,6 +10,7 @@ from .load_subject import LoadSubjectImages
 from .train_embedding import ZOTextualInversion
 from .train_hollow import HollowedNetTrainer
 from .train_selective import SelectiveTrainer
+from .vram_report import VRAMReport
 
 
 class EdgeTune(ComfyExtension):
@@ -24,6 +25,7 @@ class EdgeTune(ComfyExtension):
             ZOTextualInversion,
             SaveLoRA,
             SaveEmbedding,
+            VRAMReport,
             DTAPPreview,
             LoadPocketModel,
         ]

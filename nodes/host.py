@@ -37,6 +37,7 @@ class ModelFacts(NamedTuple):
     device: torch.device
     device_name: str
     other_models: tuple[LoadedModel, ...]  # on that device, at this moment
+    architecture: str  # ComfyUI's name of it
 
 
 def model_facts(model: ModelPatcher) -> ModelFacts:
@@ -63,6 +64,7 @@ def model_facts(model: ModelPatcher) -> ModelFacts:
         device,
         model_management.get_torch_device_name(device),
         host_loaded.other_models(model),
+        type(model.model.model_config).__name__,
     )
 
 
@@ -76,6 +78,7 @@ def circumstances(facts: ModelFacts, subject: Subject) -> Circumstances:
         device=facts.device_name,
         dtype=str(facts.dtype).removeprefix("torch."),
         other_models=facts.other_models,
+        architecture=facts.architecture,
     )
 
 

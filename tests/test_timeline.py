@@ -12,7 +12,7 @@ def timeline(runs: list[tuple[str, int, int]], limit: int = LIMIT) -> Timeline:
     """One second each, one after the other."""
     line = Timeline(limit)
     for i, (phase, size, process) in enumerate(runs):
-        line.add(Span(phase, float(i), i + 1.0, size, process))
+        line.add(Span(phase, float(i), i + 1.0, 1.0, size, process))
     return line
 
 
@@ -31,6 +31,7 @@ def test_thinning_keeps_phases_peaks_and_edges(runs):
         kept = of(spans, phase)
         assert max(span.bytes for span in kept) == max(size for _, size, _ in given_ones)
         assert max(span.process_bytes for span in kept) == max(process for _, _, process in given_ones)
+        assert sum(span.seconds for span in kept) == len(given_ones)
         assert kept[0].start == given_ones[0][0] and kept[-1].end == given_ones[-1][0] + 1
         assert all(first.end <= second.start for first, second in zip(kept, kept[1:], strict=False))
 
@@ -46,5 +47,5 @@ def test_one_short_phase_keeps_its_place_between_thousands_of_steps():
     spans = timeline([("encode", 5, 5), ("inference", 1, 1), *[("bp", 3, 3)] * 20_000, ("evaluation", 4, 4)]).spans()
     assert len(spans) <= LIMIT
     for phase, first in (("encode", 0), ("inference", 1), ("evaluation", 20_002)):
-        assert of(spans, phase) == [Span(phase, first, first + 1.0, *of(spans, phase)[0][3:])]
+        assert of(spans, phase) == [Span(phase, first, first + 1.0, 1.0, *of(spans, phase)[0][4:])]
     assert len(of(spans, "bp")) >= LIMIT // 2 - 4

@@ -8,7 +8,7 @@ import time
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -30,6 +30,7 @@ class Phase(NamedTuple):
     seconds: float
     peak_bytes: int  # of tensors on the device
     held_bytes: int = 0  # of them what was there before: weights, and a LoRA with its optimizer
+    given_bytes: int = 0  # of these what nothing learns, at the first occurrence, which finds no optimizer's moments
     reserved_peak_bytes: int | None = None  # what CUDA's allocator kept for them, free room between them included
     process_peak_bytes: int = 0  # resident set of the process
 
@@ -94,8 +95,9 @@ class NestedPeaks:
 class _Peak:
     """Bytes of one occurrence of a phase, as Phase has them."""
 
+    given: int
+    held: int
     bytes: int = 0
-    held: int = 0
     reserved: int | None = None
 
 
@@ -126,23 +128,28 @@ class PhaseMeter:
             with process, self._counted((name, circumstances), resident) as peak:
                 yield
             self._add_peak(name, peak, process.bytes)
-            self._timeline.add(Span(name, start, self.elapsed_s(), peak.bytes, process.bytes))
+            end = self.elapsed_s()
+            self._timeline.add(Span(name, start, end, end - start, peak.bytes, process.bytes))
         finally:
             self._add_seconds(name, self.elapsed_s() - start)
 
     @contextmanager
     def _counted(self, key: tuple[str, Hashable], resident: Iterable[Tensor]) -> Iterator[_Peak]:
+        known = self._known.get(key)
+        if known is None:
+            resident = list(resident)
+            given = LiveBytes(tensor for tensor in resident if not tensor.requires_grad).live
         if self.device.type == "cuda":
-            peak = _Peak(held=self._known[key].held if key in self._known else LiveBytes(resident).live)
+            peak = replace(known) if known else _Peak(given, LiveBytes(resident).live)
             with self._allocator.measured() as found:
                 yield peak
             peak.bytes, peak.reserved = found
             self._known[key] = peak
-        elif key in self._known:
-            yield self._known[key]
+        elif known:
+            yield known
         else:
             with LiveBytes(resident) as meter:
-                peak = _Peak(held=meter.live)
+                peak = _Peak(given, meter.live)
                 yield peak
             peak.bytes = meter.peak
             self._known[key] = peak
@@ -170,6 +177,7 @@ class PhaseMeter:
 
     def _add_peak(self, name: str, peak: _Peak, process: int) -> None:
         known = self._phases.get(name, Phase(name, 0.0, 0))
+        known = known._replace(given_bytes=min(known.given_bytes or peak.given, peak.given))
         if peak.bytes >= known.peak_bytes:
             known = known._replace(peak_bytes=peak.bytes, held_bytes=peak.held)
         if peak.reserved is not None:

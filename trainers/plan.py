@@ -63,6 +63,7 @@ class Plan:
     settings: Mapping[str, object]
     changes: tuple[Change, ...] = ()  # what the plan chose to keep to the budget
     advice: str = ""  # what would make it fit
+    architecture: str = ""  # as in Report
 
     @property
     def peak_bytes(self) -> int:

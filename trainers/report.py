@@ -33,6 +33,7 @@ class Circumstances(NamedTuple):
     device: str
     dtype: str  # of the U-Net's computation; the LoRA is float32
     other_models: tuple[LoadedModel, ...] = ()  # there when the run began; ComfyUI unloads them before the steps
+    architecture: str = ""  # ComfyUI's name of it: SD15, SD20, SDXL, SSD1B
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ class Report:
     hollow: HollowRecord | None = None  # of the Hollowed Net Trainer
     measurement: str = ""  # what the bytes of tensors are
     process_peak_bytes: int | None = None  # resident set of ComfyUI's process while phases ran
-    other_models: tuple[LoadedModel, ...] = ()  # as in Circumstances
+    other_models: tuple[LoadedModel, ...] = ()  # as in Circumstances, like the next
+    architecture: str = ""
     timeline: tuple[Span, ...] = ()
     token: TokenRecord | None = None  # of Quantize + ZO Textual Inversion
 

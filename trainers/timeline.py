@@ -13,6 +13,7 @@ class Span(NamedTuple):
     phase: str
     start: float  # seconds since the start of the run
     end: float
+    seconds: float  # inside the phase; the rest of the time, others ran
     bytes: int  # of tensors on the device
     process_bytes: int  # resident set of the process
 
@@ -56,4 +57,5 @@ def _thinned(spans: list[Span], phase: str) -> Iterator[Span]:
 
 def _merged(first: Span, second: Span) -> Span:
     highest, process = max(first.bytes, second.bytes), max(first.process_bytes, second.process_bytes)
-    return Span(first.phase, min(first.start, second.start), second.end, highest, process)
+    start, seconds = min(first.start, second.start), first.seconds + second.seconds
+    return Span(first.phase, start, second.end, seconds, highest, process)
