@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import host_runs
 from .dtap_preview import DTAPPreview
+from .evaluate import EvaluateSubject
 from .files import SaveEmbedding, SaveLoRA
 from .load_pocket_model import LoadPocketModel
 from .load_subject import LoadSubjectImages
@@ -27,5 +28,6 @@ class EdgeTune(ComfyExtension):
             SaveEmbedding,
             VRAMReport,
             DTAPPreview,
+            EvaluateSubject,
             LoadPocketModel,
         ]

