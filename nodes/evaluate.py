@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..trainers.evaluation import prompt_cosines, prompts_for, subject_scores
 from ..trainers.evaluation_sheet import contact_sheet
-from ..trainers.image_features import efficientnet_features, pocket_features
+from ..trainers.image_features import pocket_features
 from ..trainers.photos import Subject
 from . import host_vision
 from .sockets import ReportSocket, SubjectSocket
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 FEATURES = ("auto", "clip vision", "efficientnet", "pocket judges")
 OWN = {
-    "efficientnet": ("EfficientNet-Lite0", efficientnet_features),
+    "efficientnet": ("EfficientNet-Lite0", host_vision.small_features),
     "pocket judges": ("pocket judges", pocket_features),
 }
 

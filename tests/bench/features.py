@@ -16,7 +16,7 @@ TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS))
 import conftest  # noqa: E402, F401, I001
 import torch  # noqa: E402
-from pack.trainers.image_features import efficientnet_features  # noqa: E402
+from pack.nodes.host_vision import small_features  # noqa: E402
 from pack.trainers.photos import SubjectSettings, load_subject  # noqa: E402
 from pack.trainers.pocket.judge_scores import nearest_is_same, same_above_different  # noqa: E402
 
@@ -31,7 +31,7 @@ def main() -> None:
     for number, subject in enumerate(sorted(path for path in folder.iterdir() if path.is_dir())):
         for photo in load_subject(subject, SubjectSettings(), folder).subject.photos:
             began = time.perf_counter()
-            features.append(efficientnet_features(photo.image[None])[0])
+            features.append(small_features(photo.image[None])[0])
             seconds += time.perf_counter() - began
             labels.append(number)
     unit, labels = torch.nn.functional.normalize(torch.stack(features)), torch.tensor(labels)
