@@ -1,8 +1,8 @@
 """ComfyUI's models as trainers see them: encoded photos, a trainable U-Net, a LoRA put back on.
 
-With host_files.py and host_ui.py the only code that touches ComfyUI internals. Facts it relies on, all tried against
+With the other host_*.py files the only code that touches ComfyUI internals. Facts it relies on, all tried against
 ComfyUI 0.30: loaders make inference tensors, which autograd refuses; VAE latents come unscaled; attention can be chosen
-per call through transformer_options. Leaving torch.inference_mode happens here and nowhere else.
+per call through transformer_options. Inference mode is left here and in host_weights.py alone.
 """
 
 from collections.abc import Iterator
@@ -24,6 +24,7 @@ from ..trainers.objective import Condition, Example, Network, Sample, noise_sche
 from ..trainers.photos import Photo, Subject, downscaled, with_mirrored
 from ..trainers.report import Circumstances, LoadedModel
 from . import host_loaded
+from .host_weights import fit_for_autograd
 
 SUPPORTED = "a Stable Diffusion 1.x, 2.x or XL model, or a relative such as SSD-1B"
 
@@ -68,8 +69,8 @@ def model_facts(model: ModelPatcher) -> ModelFacts:
     )
 
 
-def circumstances(facts: ModelFacts, subject: Subject) -> Circumstances:
-    """What a report says about the run's model and subject."""
+def circumstances(facts: ModelFacts, subject: Subject, waiting_bytes: int = 0) -> Circumstances:
+    """What a report says about the run's model and subject; waiting_bytes as Network has them."""
     return Circumstances(
         base_model=facts.base_version,
         prediction_type=facts.prediction_type,
@@ -79,6 +80,7 @@ def circumstances(facts: ModelFacts, subject: Subject) -> Circumstances:
         dtype=str(facts.dtype).removeprefix("torch."),
         other_models=facts.other_models,
         architecture=facts.architecture,
+        waiting_bytes=waiting_bytes,
     )
 
 
@@ -193,27 +195,24 @@ def _size_vector(
 
 
 @contextmanager
-def trainable(model: ModelPatcher) -> Iterator[Network]:
+def trainable(model: ModelPatcher, quantization: str = "none") -> Iterator[Network]:
     """The model's own U-Net, alone on its device, its weights fit for autograd, attention by SDPA.
 
-    Inside the block inference mode is off and gradients are on. The weights keep their values throughout.
+    Inside the block inference mode is off and gradients are on. Quantised or not, the weights have their own values
+    afterwards, and where they are not quantised throughout.
     """
     patcher = model.clone(disable_dynamic=True) if model.is_dynamic() else model
-    # So much memory asked for makes ComfyUI unload every other model.
-    model_management.load_models_gpu([patcher], memory_required=1e20, force_full_load=True)
     unet = patcher.model.diffusion_model
-    sampling = patcher.get_model_object("model_sampling")
-    with torch.inference_mode(False), torch.enable_grad():
-        _make_normal(unet)
-        alphas_cumprod = 1 / (1 + sampling.sigmas.double().cpu().clone() ** 2)
-        scheduler = noise_scheduler(alphas_cumprod, _prediction_type(patcher))
-        try:
-            yield Network(
-                unet, _predictor(patcher), scheduler, patcher.model.get_dtype_inference(), patcher.load_device
-            )
-        finally:
-            if patcher is not model:
-                model_management.unload_model_and_clones(patcher)
+    try:
+        with fit_for_autograd(patcher, unet, quantization, alone=True) as waiting:
+            sampling = patcher.get_model_object("model_sampling")
+            alphas_cumprod = 1 / (1 + sampling.sigmas.double().cpu().clone() ** 2)
+            scheduler = noise_scheduler(alphas_cumprod, _prediction_type(patcher))
+            dtype = patcher.model.get_dtype_inference()
+            yield Network(unet, _predictor(patcher), scheduler, dtype, patcher.load_device, waiting)
+    finally:
+        if patcher is not model:
+            model_management.unload_model_and_clones(patcher)
 
 
 @contextmanager
@@ -221,14 +220,6 @@ def autograd() -> Iterator[None]:
     """Inference mode off and gradients on, as in trainable()."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
-
-
-def _make_normal(unet: nn.Module) -> None:
-    """Replace inference tensors by normal ones of the same value, one at a time."""
-    for module in unet.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None and parameter.is_inference():
-                module._parameters[name] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
 
 
 def _predictor(patcher: ModelPatcher):

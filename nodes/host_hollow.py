@@ -1,13 +1,8 @@
-"""Where a hollowed run keeps what it takes off the device: activations on disk, the centre's weights in RAM."""
+"""Where a hollowed run keeps the activations that stand in for what it leaves out: on disk."""
 
 from pathlib import Path
 
 import folder_paths
-import torch
-
-# Not model_management.unet_offload_device(), which is the GPU itself when ComfyUI runs with --highvram: there, too,
-# this trainer is chosen for the memory it saves.
-OFFLOAD_DEVICE = torch.device("cpu")
 
 
 def cache_path() -> Path:

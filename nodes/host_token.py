@@ -17,14 +17,16 @@ from torch import Tensor, nn
 from ..trainers.objective import Condition, Network
 from ..trainers.token_prompts import check_token_name, embedding_prompt
 from ..trainers.token_steps import TokenExample
-from .host import _make_normal, _size_vector, _token_width
+from .host import _size_vector, _token_width
 from .host_embeddings import embedding_table, encoder_names, with_lookup
+from .host_weights import fit_for_autograd
 
 
 class TextEncoder:
     """A CLIP's text encoders, on their device, ready to encode a token that changes."""
 
-    def __init__(self, clip: CLIP, name: str):
+    def __init__(self, clip: CLIP, name: str, waiting_bytes: int):
+        self.waiting_bytes = waiting_bytes  # of weights that are quantised, off the device
         self.name, self.module, self.device = name, clip.cond_stage_model, clip.patcher.load_device
         self._keys = encoder_names(clip)
         self._vectors: dict[str, Tensor] = {}
@@ -117,11 +119,11 @@ class _Encoded(torch.autograd.Function):
 
 
 @contextmanager
-def text_encoder(clip: CLIP, name: str) -> Iterator[TextEncoder]:
+def text_encoder(clip: CLIP, name: str, quantization: str = "none") -> Iterator[TextEncoder]:
     """The CLIP's own text encoders on their device, with a live token of this name, as weights fit for autograd.
 
-    To be entered inside host.trainable(), which empties the device and leaves inference mode. The CLIP and its weights
-    keep their values. Raises ValueError for a name that prompts cannot hold, and for a CLIP of another family.
+    To be entered inside host.trainable(), which empties the device. The CLIP and its weights have their own values
+    afterwards. Raises ValueError for a name that prompts cannot hold, and for a CLIP of another family.
     """
     check_token_name(name)
     private = clip.patcher.is_dynamic()
@@ -129,15 +131,14 @@ def text_encoder(clip: CLIP, name: str) -> Iterator[TextEncoder]:
         clip = clip.clone(disable_dynamic=True)
         clip.cond_stage_model = clip.patcher.model  # clone() leaves the dynamic one there
     encoder_names(clip)
-    model_management.load_models_gpu([clip.patcher], force_full_load=True)
     module = clip.cond_stage_model
     try:
-        _make_normal(module)
-        module.reset_clip_options()
-        if clip.layer_idx is not None:
-            module.set_clip_options({"layer": clip.layer_idx})
-        module.set_clip_options({"execution_device": clip.patcher.load_device})
-        yield TextEncoder(clip, name)
+        with fit_for_autograd(clip.patcher, module, quantization, alone=False) as waiting:
+            module.reset_clip_options()
+            if clip.layer_idx is not None:
+                module.set_clip_options({"layer": clip.layer_idx})
+            module.set_clip_options({"execution_device": clip.patcher.load_device})
+            yield TextEncoder(clip, name, waiting)
     finally:
         module.reset_clip_options()
         if private:

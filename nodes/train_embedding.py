@@ -54,7 +54,8 @@ class ZOTextualInversion(io.ComfyNode):
         facts = host.model_facts(model)
         meter = PhaseMeter(facts.device)
         latents = host.encode_photos(model, vae, subject, meter)
-        with host.trainable(model) as network, host_token.text_encoder(clip, name) as encoder:
+        low = config.quantization
+        with host.trainable(model, low) as network, host_token.text_encoder(clip, name, low) as encoder:
             trained = train_token(
                 network,
                 encoder.module,
@@ -65,7 +66,8 @@ class ZOTextualInversion(io.ComfyNode):
                 host_ui.step_reporter(node_id, config.steps),
                 host_token.free_bytes(network),
             )
-        report = token_report(config, trained, meter, host.circumstances(facts, subject))
+        given = host.circumstances(facts, subject, network.waiting_bytes + encoder.waiting_bytes)
+        report = token_report(config, trained, meter, given)
         learnt = host_embeddings.with_token(clip, name, trained.vectors)
         embedding = Embedding(name, trained.vectors, report)
         return finished(node_id, (learnt, embedding, embedding_prompt(name)), trained.steps, report)

@@ -11,7 +11,8 @@ from ..trainers.hollow_forward import MODES
 from ..trainers.memory import PhaseMeter
 from ..trainers.report import hollow_report
 from . import host, host_hollow, host_two_path, host_ui
-from .training import finished, models, more_lora, more_steps, outputs, seed
+from .host_weights import OFFLOAD_DEVICE
+from .training import finished, models, more_lora, more_memory, more_steps, outputs, seed
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class HollowedNetTrainer(io.ComfyNode):
                 *more_lora("of the same size"),
                 *more_steps(),
                 *_more_hollow(),
+                *more_memory(),
             ],
             outputs=outputs(),
             hidden=[io.Hidden.unique_id],
@@ -46,7 +48,7 @@ class HollowedNetTrainer(io.ComfyNode):
         facts = host.model_facts(model)
         meter = PhaseMeter(facts.device)
         examples = [example.high for example in host.encode_subject(model, clip, vae, subject, 1.0, meter)]
-        with host.trainable(model) as network:
+        with host.trainable(model, config.quantization) as network:
             trained = train_hollow(
                 network,
                 examples,
@@ -55,10 +57,10 @@ class HollowedNetTrainer(io.ComfyNode):
                 meter,
                 host_ui.step_reporter(node_id, config.steps),
                 cache_path=host_hollow.cache_path(),
-                offload_device=host_hollow.OFFLOAD_DEVICE,
+                offload_device=OFFLOAD_DEVICE,
                 on_cached=host_ui.cache_reporter(node_id),
             )
-        report = hollow_report(config, trained, meter, host.circumstances(facts, subject))
+        report = hollow_report(config, trained, meter, host.circumstances(facts, subject, network.waiting_bytes))
         logger.info("%s", report.hollow)
         patched = (
             host_two_path.with_two_paths(model, trained.lora, trained.cut, config.mode)

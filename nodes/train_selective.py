@@ -8,7 +8,7 @@ from ..trainers.report import selective_report
 from ..trainers.schedule import STRATEGIES
 from ..trainers.selective import train_selective
 from . import host, host_ui
-from .training import finished, models, more_lora, more_steps, outputs, seed
+from .training import finished, models, more_lora, more_memory, more_steps, outputs, seed
 
 
 class SelectiveTrainer(io.ComfyNode):
@@ -28,6 +28,7 @@ class SelectiveTrainer(io.ComfyNode):
                 *_choice(),
                 *more_lora("of the same size, at one timestep"),
                 *more_steps(),
+                *more_memory(),
             ],
             outputs=outputs(),
             hidden=[io.Hidden.unique_id],
@@ -40,9 +41,10 @@ class SelectiveTrainer(io.ComfyNode):
         meter = PhaseMeter(facts.device)
         examples = host.encode_subject(model, clip, vae, subject, config.low_res_ratio, meter)
         on_step = host_ui.step_reporter(node_id, config.steps)
-        with host.trainable(model) as network:
+        with host.trainable(model, config.quantization) as network:
             trained = train_selective(network, examples, config, host.lora_names(model), meter, on_step)
-        report = selective_report(config, trained.steps, meter, host.circumstances(facts, subject))
+        given = host.circumstances(facts, subject, network.waiting_bytes)
+        report = selective_report(config, trained.steps, meter, given)
         patched = host.with_lora(model, trained.lora)
         return finished(node_id, (patched, trained.lora), trained.steps, report)
 

@@ -127,9 +127,9 @@ def test_no_global_state_is_changed(path):
         assert name not in switches and not name.startswith("torch.backends"), f"{path.name}:{line} uses {name}"
 
 
-def test_inference_mode_is_left_in_host_py_alone():
+def test_inference_mode_is_left_in_two_host_files_alone():
     leaving = [path.name for path in PYTHON if "inference_mode(False)" in path.read_text(encoding="utf-8")]
-    assert leaving == ["host.py"]
+    assert sorted(leaving) == ["host.py", "host_weights.py"]
 
 
 @names([path for path in OURS if path.suffix in {".py", ".js", ".mjs"}])

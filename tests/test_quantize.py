@@ -7,12 +7,13 @@ import pytest
 import tiny
 import torch
 from pack.nodes import host
-from pack.trainers.config import SelectiveConfig
+from pack.trainers.backprop import checkpointed
 from pack.trainers.fake_tensors import faked
 from pack.trainers.hollow_cuts import cuts
-from pack.trainers.memory import LiveBytes, PhaseMeter
+from pack.trainers.lora import injected
+from pack.trainers.memory import LiveBytes
+from pack.trainers.objective import collate, denoising_loss
 from pack.trainers.quantize import GROUP, dequantized, is_quantized, quantized
-from pack.trainers.selective import train_selective
 from test_selective import example
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -203,7 +204,7 @@ def test_a_dequantised_weight_lives_one_layer_long(quantization, inference):
     assert 4 * side * side <= meter.peak - held < (4 + 1) * side * side + 64 * side * 4
 
 
-@both
+@pytest.mark.parametrize("quantization", ["int8", pytest.param("int4", marks=pytest.mark.slow)])
 def test_fake_tensors_tell_what_real_ones_take(quantization):
     """Quantised before they are fake, or after: no bytes and no arithmetic, and the same count."""
     with host.trainable(tiny.tiny_model("sd1", dtype=torch.bfloat16)) as network:
@@ -218,13 +219,13 @@ def test_fake_tensors_tell_what_real_ones_take(quantization):
 
 
 def within_bytes(network, quantization: str) -> int:
-    """The peak of a step of backpropagation."""
-    meter = PhaseMeter(CPU)
-    config = SelectiveConfig(steps=1, strategy="bp_low", gradient_checkpointing=True)
-    names = {name: name for name, _ in network.unet.named_modules()}
-    with within(network.unet, quantization):
-        train_selective(network, [example("sd1")], config, names, meter, lambda step: None)
-    return meter.peak_bytes("bp")
+    """The peak of a forward and a backward pass."""
+    one = example("sd1").low
+    x0, condition = collate([one], network.device)
+    with within(network.unet, quantization), injected(network.unet, 4, 4.0, "attention", 0), checkpointed(network.unet):
+        with LiveBytes([*network.unet.parameters()]) as meter:
+            denoising_loss(network, x0, x0, torch.tensor([500]), condition).mean().backward()
+    return meter.peak
 
 
 @both

@@ -38,7 +38,8 @@ class _LoraTraining:
         for name in ("alpha", "weight_decay", "max_grad_norm", "min_snr_gamma"):
             require(name, getattr(self, name), "zero or a positive number", 0 <= getattr(self, name) < math.inf)
         require("seed", self.seed, "between 0 and 2**64 - 1", 0 <= self.seed < 2**64)
-        require("target_modules", self.target_modules, f"one of {', '.join(TARGETS)}", self.target_modules in TARGETS)
+        for name, choices in (("target_modules", TARGETS), ("quantization", QUANTIZATIONS)):
+            require(name, getattr(self, name), f"one of {', '.join(choices)}", getattr(self, name) in choices)
 
     @property
     def lora_alpha(self) -> float:
@@ -68,6 +69,7 @@ class SelectiveConfig(_LoraTraining):
     max_grad_norm: float = 1.0  # gradient clipping in BP steps; 0 turns it off
     min_snr_gamma: float = 0.0  # min-SNR loss weights (Hang et al. 2023, arXiv:2303.09556); 0 turns them off
     gradient_checkpointing: bool = False  # recompute each block's activations: less memory, about a third slower
+    quantization: str = "none"  # of the network's own weights while the run lasts, quantize.py
 
     def __post_init__(self):
         super().__post_init__()
@@ -100,6 +102,7 @@ class HollowConfig(_LoraTraining):
     mode: str = "absolute"  # what stands in for the centre, hollow_forward.py; the paper's
     sampling: str = "plain"  # one of SAMPLING
     cache_dtype: str = "float16"  # of the stored activations
+    quantization: str = "none"  # of the network's own weights while the run lasts, quantize.py
 
     def __post_init__(self):
         super().__post_init__()

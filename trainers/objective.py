@@ -47,6 +47,7 @@ class Network(NamedTuple):
     scheduler: DDPMScheduler
     dtype: torch.dtype  # of the U-Net's computation
     device: torch.device  # where its weights are
+    waiting_bytes: int = 0  # of its own weights, off the device while quantised ones stand in for them
 
 
 def noise_scheduler(alphas_cumprod: Tensor, prediction_type: str) -> DDPMScheduler:

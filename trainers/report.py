@@ -34,6 +34,7 @@ class Circumstances(NamedTuple):
     dtype: str  # of the U-Net's computation; the LoRA is float32
     other_models: tuple[LoadedModel, ...] = ()  # there when the run began; ComfyUI unloads them before the steps
     architecture: str = ""  # ComfyUI's name of it: SD15, SD20, SDXL, SSD1B
+    waiting_bytes: int = 0  # of the model's own weights, off the device while quantised ones stood in for them
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,9 @@ class Report:
     hollow: HollowRecord | None = None  # of the Hollowed Net Trainer
     measurement: str = ""  # what the bytes of tensors are
     process_peak_bytes: int | None = None  # resident set of ComfyUI's process while phases ran
-    other_models: tuple[LoadedModel, ...] = ()  # as in Circumstances, like the next
+    other_models: tuple[LoadedModel, ...] = ()  # as in Circumstances, like the next two
     architecture: str = ""
+    waiting_bytes: int = 0
     timeline: tuple[Span, ...] = ()
     token: TokenRecord | None = None  # of Quantize + ZO Textual Inversion
 
@@ -137,6 +139,8 @@ class Report:
         lines += [_phase_line(phase) for phase in self.phases]
         if self.process_peak_bytes:
             lines.append(f"ComfyUI's process took up to {_mib(self.process_peak_bytes)}, all else in it included")
+        if self.waiting_bytes:
+            lines.append(f"the model's own weights, {_mib(self.waiting_bytes)}, waited off the device")
         lines += [f"loaded when the run began: {model.name}, {_mib(model.bytes)}" for model in self.other_models]
         lines.append("")
         lines += [f"loss {kind:<4} {values['first']:.4f} -> {values['last']:.4f}" for kind, values in self.loss.items()]

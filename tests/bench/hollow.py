@@ -50,7 +50,7 @@ def whole(model, examples, steps: int, rank: int, checkpointing: bool) -> dict:
 
 
 def hollow(model, examples, steps: int, rank: int, checkpointing: bool, fraction: float) -> dict:
-    from pack.nodes import host, host_hollow
+    from pack.nodes import host, host_weights
     from pack.trainers.config import HollowConfig
     from pack.trainers.hollow import train_hollow
     from pack.trainers.memory import PhaseMeter
@@ -68,7 +68,7 @@ def hollow(model, examples, steps: int, rank: int, checkpointing: bool, fraction
             meter,
             stamps,
             cache_path=Path(folder) / "cache",
-            offload_device=host_hollow.OFFLOAD_DEVICE,
+            offload_device=host_weights.OFFLOAD_DEVICE,
             on_cached=cached,
         )
     return {
