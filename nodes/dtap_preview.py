@@ -42,8 +42,7 @@ class DTAPPreview(io.ComfyNode):
                     default=0.05,
                     min=-10.0,
                     max=10.0,
-                    step=0.01,
-                    round=0.0001,
+                    step=0.001,
                     tooltip="How sharply the choice changes around the midpoint, per timestep.",
                 ),
                 io.Float.Input(

@@ -14,6 +14,7 @@ PACK_NAME = "EdgeTune-main"  # ComfyUI 0.30 serves no web/ of a pack with a spac
 SIZE = {"width": 1600, "height": 900}
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.RightSidePanel.IsOpen": False}
 READY = "() => window.app?.vueAppReady && window.app.canvas && window.app.graph"
+FOREIGN = "/missingModelDownload-"  # asks the model hub about the default graph, whenever it gets to it
 SETTLE_MS = 1000  # the check for missing models comes after the graph is drawn
 LOCATE = """id => {
     const { canvas, ds } = app.canvas, node = app.graph.getNodeById(id), frame = canvas.getBoundingClientRect();
@@ -104,5 +105,5 @@ class Canvas:
 
     def _note(self, message: ConsoleMessage) -> None:
         source = (message.location or {}).get("url", "")
-        if message.type in ("warning", "error") and (not source or self._is_local(source)):
+        if FOREIGN not in source and message.type in ("warning", "error") and (not source or self._is_local(source)):
             self.messages.append(f"{message.type}: {message.text} ({source})")
