@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import host_runs
+from . import host_runs, host_saves
 from .dtap_preview import DTAPPreview
 from .evaluate import EvaluateSubject
 from .files import SaveEmbedding, SaveLoRA
@@ -17,6 +17,7 @@ from .vram_report import VRAMReport
 class EdgeTune(ComfyExtension):
     async def on_load(self) -> None:
         host_runs.add_routes()
+        host_saves.add_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [

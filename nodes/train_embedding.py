@@ -1,17 +1,24 @@
 """Quantize + ZO Textual Inversion: schema, and the few lines that run it."""
 
+from collections.abc import Callable, Mapping
+
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..trainers.config import TOKEN_CHOICES, TokenConfig
-from ..trainers.embedding_file import Embedding
+from ..trainers.embedding_file import Embedding, as_file
+from ..trainers.fingerprint import fingerprint
 from ..trainers.memory import PhaseMeter
 from ..trainers.photos import with_mirrored
 from ..trainers.report import token_report
+from ..trainers.saving import Product
 from ..trainers.token_inversion import train_token
 from ..trainers.token_prompts import embedding_prompt, training_captions
-from . import host, host_embeddings, host_token, host_ui
+from . import host, host_embeddings, host_saves, host_token, host_ui
 from .sockets import EmbeddingSocket
-from .training import finished, models, seed, story
+from .training import finished, latent_facts, models, seed, story
+
+NAME = "token"  # of its saved runs
 
 
 class ZOTextualInversion(io.ComfyNode):
@@ -35,6 +42,7 @@ class ZOTextualInversion(io.ComfyNode):
                 *_more_subspace(),
                 *_more_words(),
                 *_evaluation(),
+                *host_saves.inputs(),
             ],
             outputs=[
                 io.Clip.Output("clip", tooltip="The clip, which now knows the token, for CLIP Text Encode."),
@@ -46,31 +54,39 @@ class ZOTextualInversion(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, clip, vae, subject, **settings) -> io.NodeOutput:
+    def execute(cls, model, clip, vae, subject, save_every=100, resume=host_saves.OFF, **settings) -> io.NodeOutput:
         config, node_id = TokenConfig(**settings), cls.hidden.unique_id
-        name, word = config.token, config.replaced_words or config.initial_word
+        name, word, low = config.token, config.replaced_words or config.initial_word, config.quantization
         photos = with_mirrored(subject)
         texts = [training_captions(config.captions, photo.caption, word, name) for photo in photos]
         facts = host.model_facts(model)
         meter = PhaseMeter(facts.device)
-        latents = host.encode_photos(model, vae, subject, meter)
-        low = config.quantization
-        with host.trainable(model, low) as network, host_token.text_encoder(clip, name, low) as encoder:
-            trained = train_token(
-                network,
-                encoder.module,
-                host_token.token_examples(model, network, encoder, latents, texts),
-                encoder.initial_vectors(config.initial_word, config.num_vectors),
-                config,
-                meter,
-                host_ui.step_reporter(node_id, config.steps),
-                host_token.free_bytes(network),
-            )
+        with host_saves.saved_run(node_id, NAME, config, subject, save_every, resume, _so_far(name)) as saves:
+            latents = host.encode_photos(model, vae, subject, meter)
+            saves.check("encoded", latent_facts(latents))
+            with host.trainable(model, low) as network, host_token.text_encoder(clip, name, low) as encoder:
+                saves.check("clip", {"weights of the clip": fingerprint(encoder.module, [], {})[:16]})
+                trained = train_token(
+                    network,
+                    encoder.module,
+                    host_token.token_examples(model, network, encoder, latents, texts),
+                    encoder.initial_vectors(config.initial_word, config.num_vectors),
+                    config,
+                    meter,
+                    host_ui.step_reporter(node_id, config.steps),
+                    host_token.free_bytes(network),
+                    saves,
+                )
         given = host.circumstances(facts, subject, network.waiting_bytes + encoder.waiting_bytes)
         report = token_report(config, trained, meter, given)
         learnt = host_embeddings.with_token(clip, name, trained.vectors)
         embedding = Embedding(name, trained.vectors, report)
-        return finished(node_id, (learnt, embedding, embedding_prompt(name)), trained.steps, report)
+        return finished(node_id, (learnt, embedding, embedding_prompt(name)), trained.steps, report, saves)
+
+
+def _so_far(name: str) -> Callable[[Mapping[str, Tensor]], Product]:
+    """What makes a file of the vectors of a run that is not over."""
+    return lambda vectors: as_file(Embedding(name, vectors), name)
 
 
 def _token() -> list[io.Input]:

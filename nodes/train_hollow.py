@@ -10,11 +10,13 @@ from ..trainers.hollow import train_hollow
 from ..trainers.hollow_forward import MODES
 from ..trainers.memory import PhaseMeter
 from ..trainers.report import hollow_report
-from . import host, host_hollow, host_two_path, host_ui
+from . import host, host_hollow, host_saves, host_two_path, host_ui
 from .host_weights import OFFLOAD_DEVICE
-from .training import finished, models, more_lora, more_memory, more_steps, outputs, seed
+from .training import encoded_facts, finished, lora_so_far, models, more_lora, more_memory, more_steps, outputs, seed
 
 logger = logging.getLogger(__name__)
+
+NAME = "hollowed"  # of its saved runs
 
 
 class HollowedNetTrainer(io.ComfyNode):
@@ -37,29 +39,33 @@ class HollowedNetTrainer(io.ComfyNode):
                 *more_steps(),
                 *_more_hollow(),
                 *more_memory(),
+                *host_saves.inputs(),
             ],
             outputs=outputs(),
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, model, clip, vae, subject, **settings) -> io.NodeOutput:
+    def execute(cls, model, clip, vae, subject, save_every=100, resume=host_saves.OFF, **settings) -> io.NodeOutput:
         config, node_id = HollowConfig(**settings), cls.hidden.unique_id
         facts = host.model_facts(model)
         meter = PhaseMeter(facts.device)
-        examples = [example.high for example in host.encode_subject(model, clip, vae, subject, 1.0, meter)]
-        with host.trainable(model, config.quantization) as network:
-            trained = train_hollow(
-                network,
-                examples,
-                config,
-                host.lora_names(model),
-                meter,
-                host_ui.step_reporter(node_id, config.steps),
-                cache_path=host_hollow.cache_path(),
-                offload_device=OFFLOAD_DEVICE,
-                on_cached=host_ui.cache_reporter(node_id),
-            )
+        with host_saves.saved_run(node_id, NAME, config, subject, save_every, resume, lora_so_far) as saves:
+            examples = [example.high for example in host.encode_subject(model, clip, vae, subject, 1.0, meter)]
+            saves.check("encoded", encoded_facts(examples))
+            with host.trainable(model, config.quantization) as network:
+                trained = train_hollow(
+                    network,
+                    examples,
+                    config,
+                    host.lora_names(model),
+                    meter,
+                    host_ui.step_reporter(node_id, config.steps),
+                    cache_path=host_hollow.cache_path(),
+                    offload_device=OFFLOAD_DEVICE,
+                    on_cached=host_ui.cache_reporter(node_id),
+                    saves=saves,
+                )
         report = hollow_report(config, trained, meter, host.circumstances(facts, subject, network.waiting_bytes))
         logger.info("%s", report.hollow)
         patched = (
@@ -67,7 +73,7 @@ class HollowedNetTrainer(io.ComfyNode):
             if config.sampling == "two-path"
             else host.with_lora(model, trained.lora)
         )
-        return finished(node_id, (patched, trained.lora), trained.steps, report)
+        return finished(node_id, (patched, trained.lora), trained.steps, report, saves)
 
 
 def _learning() -> list[io.Input]:

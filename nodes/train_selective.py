@@ -7,8 +7,10 @@ from ..trainers.memory import PhaseMeter
 from ..trainers.report import selective_report
 from ..trainers.schedule import STRATEGIES
 from ..trainers.selective import train_selective
-from . import host, host_ui
-from .training import finished, models, more_lora, more_memory, more_steps, outputs, seed
+from . import host, host_saves, host_ui
+from .training import encoded_facts, finished, lora_so_far, models, more_lora, more_memory, more_steps, outputs, seed
+
+NAME = "selective"  # of its saved runs
 
 
 class SelectiveTrainer(io.ComfyNode):
@@ -29,24 +31,27 @@ class SelectiveTrainer(io.ComfyNode):
                 *more_lora("of the same size, at one timestep"),
                 *more_steps(),
                 *more_memory(),
+                *host_saves.inputs(),
             ],
             outputs=outputs(),
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, model, clip, vae, subject, **settings) -> io.NodeOutput:
+    def execute(cls, model, clip, vae, subject, save_every=100, resume=host_saves.OFF, **settings) -> io.NodeOutput:
         config, node_id = SelectiveConfig(**settings), cls.hidden.unique_id
         facts = host.model_facts(model)
         meter = PhaseMeter(facts.device)
-        examples = host.encode_subject(model, clip, vae, subject, config.low_res_ratio, meter)
         on_step = host_ui.step_reporter(node_id, config.steps)
-        with host.trainable(model, config.quantization) as network:
-            trained = train_selective(network, examples, config, host.lora_names(model), meter, on_step)
+        with host_saves.saved_run(node_id, NAME, config, subject, save_every, resume, lora_so_far) as saves:
+            examples = host.encode_subject(model, clip, vae, subject, config.low_res_ratio, meter)
+            saves.check("encoded", encoded_facts([example.high for example in examples]))
+            with host.trainable(model, config.quantization) as network:
+                trained = train_selective(network, examples, config, host.lora_names(model), meter, on_step, saves)
         given = host.circumstances(facts, subject, network.waiting_bytes)
         report = selective_report(config, trained.steps, meter, given)
         patched = host.with_lora(model, trained.lora)
-        return finished(node_id, (patched, trained.lora), trained.steps, report)
+        return finished(node_id, (patched, trained.lora), trained.steps, report, saves)
 
 
 def _learning() -> list[io.Input]:

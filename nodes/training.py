@@ -1,14 +1,21 @@
 """What the trainer nodes have in common: inputs, outputs, and how a finished run is handed over."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from comfy_api.latest import io
+from torch import Tensor
 
+from ..trainers.checkpoint import lora_metadata
+from ..trainers.fingerprint import sketch
 from ..trainers.lora import TARGETS
+from ..trainers.objective import Sample
 from ..trainers.quantize import QUANTIZATIONS
 from ..trainers.report import Report
+from ..trainers.resume import Saves
 from ..trainers.run import StepReport
+from ..trainers.saving import Product
 from . import host_ui
 from .sockets import ReportSocket, SubjectSocket, loss_map
 
@@ -32,8 +39,13 @@ def story() -> list[io.Output]:
     ]
 
 
-def finished(node_id: str | None, results: tuple, steps: Sequence[StepReport], report: Report) -> io.NodeOutput:
+def finished(
+    node_id: str | None, results: tuple, steps: Sequence[StepReport], report: Report, saves: Saves
+) -> io.NodeOutput:
     """What was learnt, losses and report as outputs of the run, which is also told to the log and to the browser."""
+    report = replace(report, saved=saves.story, files=(str(saves.last.product),) if saves.last else ())
+    if saves.is_stopped:
+        report = replace(report, end=f"stopped at step {len(steps)} of {steps[-1].steps}")
     logger.info(report.summary())
     host_ui.send_done(node_id, report.summary())
     return io.NodeOutput(
@@ -42,6 +54,22 @@ def finished(node_id: str | None, results: tuple, steps: Sequence[StepReport], r
         report,
         ui={"text": [str(report)], "report": [report.to_json()]},
     )
+
+
+def lora_so_far(lora: Mapping[str, Tensor]) -> Product:
+    """The LoRA of a run that is not over, as a file."""
+    return Product(lora, lora_metadata(lora, "edgetune", None))
+
+
+def encoded_facts(examples: Sequence[Sample]) -> dict[str, list[float]]:
+    """What tells whether photos and captions were encoded as in the run to go on from."""
+    clip = {"clip (by what it makes of the captions)": sketch(example.context for example in examples)}
+    return latent_facts([example.latent for example in examples]) | clip
+
+
+def latent_facts(latents: Sequence[Tensor]) -> dict[str, list[float]]:
+    """The same for photos alone."""
+    return {"vae (by what it makes of the photos)": sketch(latents)}
 
 
 def models(change: str = "It is trained in place and left", clip: str = "Used once, before training") -> list[io.Input]:

@@ -20,4 +20,13 @@ import comfyui  # noqa: E402
 
 comfyui.put_on_path()
 
+import folder_paths  # noqa: E402
+import pytest  # noqa: E402
 from comfyui import chromium, server  # noqa: E402, F401
+
+
+@pytest.fixture(autouse=True)
+def output_folder(tmp_path, monkeypatch) -> Path:
+    """Where nodes save what they train in this process."""
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
+    return tmp_path / "output"

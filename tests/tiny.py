@@ -40,7 +40,15 @@ SDXL_BLOCKS = {
     "transformer_depth_middle": 2,
 }
 SDXL_INPUTS = {"context_dim": 2 * WIDTH, "adm_in_channels": WIDTH + 6 * 256, "num_classes": "sequential"}
+MINI_BLOCKS = {
+    "channel_mult": [1, 2],
+    "num_res_blocks": [1, 1],
+    "transformer_depth": [1, 1],
+    "transformer_depth_output": [1] * 4,
+    "transformer_depth_middle": 1,
+}
 UNETS = {
+    "mini": MINI_BLOCKS | {"context_dim": WIDTH, "use_linear_in_transformer": False, "adm_in_channels": None},
     "sd1": SD1_BLOCKS | {"context_dim": WIDTH, "use_linear_in_transformer": False, "adm_in_channels": None},
     "sd2": SD1_BLOCKS | {"context_dim": WIDTH, "use_linear_in_transformer": True, "adm_in_channels": None},
     "sdxl": SDXL_BLOCKS | SDXL_INPUTS | {"use_linear_in_transformer": True},
@@ -53,6 +61,7 @@ UNETS = {
     },
 }
 CONFIGS = {
+    "mini": comfy.supported_models.SD15,  # SD 1 with a third of its blocks, for tests of many runs
     "sd1": comfy.supported_models.SD15,
     "sd2": comfy.supported_models.SD20,
     "sdxl": comfy.supported_models.SDXL,
@@ -71,7 +80,9 @@ TEXT_CONFIG = {
 def tiny_model(kind: str, *, seed: int = 0, v_prediction: bool = False, dtype: torch.dtype = torch.float32):
     """A MODEL. Its cached_patcher_init makes the same one again, as core's trainer wants."""
     config = CONFIGS[kind](COMMON | UNETS[kind])
-    config.unet_config |= {"num_heads": 2, "num_head_channels": -1} if kind == "sd1" else {"num_head_channels": 16}
+    config.unet_config |= (
+        {"num_heads": 2, "num_head_channels": -1} if kind in ("sd1", "mini") else {"num_head_channels": 16}
+    )
     config.unet_config["dtype"] = dtype
     config.set_inference_dtype(dtype, None)
     config.model_type = lambda *_: ModelType.V_PREDICTION if v_prediction else ModelType.EPS
@@ -91,10 +102,11 @@ def tiny_clip(kind: str, *, seed: int = 1) -> comfy.sd.CLIP:
     """A CLIP with the real tokenizer and random text encoders."""
     target = {
         "sd1": ClipTarget(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel),
+        "mini": ClipTarget(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel),
         "sd2": ClipTarget(SD2Tokenizer, SD2ClipModel),
         "sdxl": ClipTarget(comfy.sdxl_clip.SDXLTokenizer, comfy.sdxl_clip.SDXLClipModel),
     }["sdxl" if kind == "ssd1b" else kind]
-    names = {"sd1": ["clip_l"], "sd2": ["clip_h"]}.get(kind, ["clip_l", "clip_g"])
+    names = {"sd1": ["clip_l"], "mini": ["clip_l"], "sd2": ["clip_h"]}.get(kind, ["clip_l", "clip_g"])
     options = {f"{name}_model_config": TEXT_CONFIG for name in names}
     if kind == "sd2":
         options |= {"model_name": "clip_h"}

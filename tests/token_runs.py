@@ -25,11 +25,13 @@ class Setting:
     def __init__(self, network: Network, text_encoder: nn.Module, examples: list[TokenExample], initial: dict):
         self.network, self.text_encoder, self.examples, self.initial = network, text_encoder, examples, initial
 
-    def train(self, config: TokenConfig, on_step=lambda step: None, meter=None, free_bytes=PLENTY) -> TokenTrained:
+    def train(
+        self, config: TokenConfig, on_step=lambda step: None, meter=None, free_bytes=PLENTY, saves=None
+    ) -> TokenTrained:
         meter = meter or PhaseMeter(CPU)
         network, encoder = self.network, self.text_encoder
         return train_token(
-            network, encoder, self.examples, self.initial, config, meter, on_step, free_bytes=lambda: free_bytes
+            network, encoder, self.examples, self.initial, config, meter, on_step, lambda: free_bytes, saves
         )
 
 
@@ -56,7 +58,7 @@ def quadratic_setting(width: int = 12, start: Tensor | None = None, goal: Tensor
         noise = x_t / (1 - alphas[t]).sqrt().view(-1, 1, 1, 1)  # since the photo is all zeros
         return noise + (condition.context[:, 0] - goal).view(-1, 1, 1, width)
 
-    network = Network(nn.Identity(), predict, scheduler, torch.float32, CPU)
+    network = Network(nn.PReLU(), predict, scheduler, torch.float32, CPU)
     example = TokenExample(torch.zeros(1, 1, width), [lambda vectors: Condition(vectors["clip_l"])])
     initial = {"clip_l": torch.zeros(1, width) if start is None else start[None]}
-    return Setting(network, nn.Identity(), [example], initial)
+    return Setting(network, nn.PReLU(), [example], initial)

@@ -1,5 +1,6 @@
 """One step of backpropagation, and per-block gradient checkpointing that leaves no trace."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -17,7 +18,8 @@ def backprop_step(
 ) -> float:
     """One optimizer step on a scalar loss; returns the loss. Gradients live only inside the step.
 
-    The scaler keeps float16 gradients from underflowing; disabled, it does nothing. max_grad_norm 0 turns clipping off.
+    Where the loss is not finite nothing changes. The scaler keeps float16 gradients from underflowing; disabled, it
+    does nothing. max_grad_norm 0 turns clipping off.
     """
     try:
         value = loss()
@@ -25,11 +27,13 @@ def backprop_step(
         if max_grad_norm > 0:
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(params, max_grad_norm)
-        scaler.step(optimizer)
-        scaler.update()
+        number = value.item()
+        if math.isfinite(number):
+            scaler.step(optimizer)
+            scaler.update()
     finally:
         optimizer.zero_grad(set_to_none=True)
-    return value.item()
+    return number
 
 
 @contextmanager

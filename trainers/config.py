@@ -5,14 +5,14 @@ command that measured it stands beside it.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from .activations import DTYPES
 from .checks import require
 from .hollow_forward import MODES
 from .lora import TARGETS
 from .quantize import QUANTIZATIONS
-from .schedule import STRATEGIES
+from .schedule import DYNAMIC, STRATEGIES
 from .token_gradient import DIFFERENCES
 from .token_prompts import CAPTION_SOURCES, check_token_name
 from .token_subspace import SUBSPACES
@@ -28,7 +28,22 @@ TOKEN_CHOICES = {
 }
 
 
-class _LoraTraining:
+class _Resumable:
+    """Settings of a run that can be gone on from."""
+
+    @property
+    def fixed_by_steps(self) -> dict[str, object]:
+        """What depends on the number of steps, by name; a run goes on to more steps where nothing does."""
+        return {}
+
+    def facts(self) -> dict[str, object]:
+        """What has to be the same to go on from a run, by name."""
+        settings = asdict(self)
+        del settings["steps"]
+        return settings | self.fixed_by_steps
+
+
+class _LoraTraining(_Resumable):
     """What the settings of every LoRA trainer have in common: checks, and alpha. The fields are each one's own."""
 
     def __post_init__(self):
@@ -71,6 +86,10 @@ class SelectiveConfig(_LoraTraining):
     gradient_checkpointing: bool = False  # recompute each block's activations: less memory, about a third slower
     quantization: str = "none"  # of the network's own weights while the run lasts, quantize.py
 
+    @property
+    def fixed_by_steps(self) -> dict[str, object]:
+        return {f"steps, over which {self.strategy} spreads": self.steps} if self.strategy in DYNAMIC else {}
+
     def __post_init__(self):
         super().__post_init__()
         require("zo_perturbations", self.zo_perturbations, "at least 1", self.zo_perturbations >= 1)
@@ -112,13 +131,17 @@ class HollowConfig(_LoraTraining):
             require(name, getattr(self, name), f"one of {', '.join(choices)}", getattr(self, name) in choices)
 
     @property
+    def fixed_by_steps(self) -> dict[str, object]:
+        return {"stored samples (cache_samples, or steps times batch_size if fewer)": self.samples_needed}
+
+    @property
     def samples_needed(self) -> int:
         """Noised photos to store: no more than the run has a use for."""
         return min(self.cache_samples, self.steps * self.batch_size)
 
 
 @dataclass(frozen=True)
-class TokenConfig:
+class TokenConfig(_Resumable):
     """Settings of textual inversion, by forward passes alone (Seo et al. 2025, arXiv:2503.14868) or by gradients."""
 
     token: str = "my_subject"  # its name; prompts call it embedding:my_subject

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .checkpoint import BASE_VERSIONS, model_spec
 from .report import Report
+from .saving import Product
 from .token_prompts import check_token_name
 from .weight_files import safetensors_name, save_tensors
 
@@ -40,9 +41,15 @@ def embedding_file_name(filename: str, embedding: Embedding) -> Path:
 
 def save_embedding(embedding: Embedding, path: Path, overwrite: bool = False) -> Path:
     """Write the file, atomically, with every bit of the vectors; returns where, as save_tensors() does."""
+    product = as_file(embedding, path.stem)
+    return save_tensors("embedding", product.tensors, path, product.metadata, overwrite, OTHER_SUFFIXES)
+
+
+def as_file(embedding: Embedding, name: str) -> Product:
+    """What the file of this name holds."""
     vectors = {name: vector.detach().cpu() for name, vector in embedding.vectors.items()}
     state = vectors if len(vectors) > 1 else dict(zip([ONE_ENCODER], vectors.values(), strict=True))
-    return save_tensors("embedding", state, path, _metadata(path.stem, embedding), overwrite, OTHER_SUFFIXES)
+    return Product(state, _metadata(name, embedding))
 
 
 def _metadata(name: str, embedding: Embedding) -> dict[str, str]:

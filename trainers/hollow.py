@@ -8,6 +8,7 @@ in what it leaves open: AdamW, gradient clipping, how samples are drawn.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +25,7 @@ from .lora import injected
 from .memory import PhaseMeter
 from .objective import Network, Sample, denoising_loss
 from .offload import offloaded
+from .resume import Saves, keeping
 from .run import Backprop, StepLog, StepReport
 
 TRAINER = "Hollowed Net Trainer"  # as messages name it
@@ -54,15 +56,18 @@ def train_hollow(
     offload_device: torch.device,
     on_cached: Callable[[int, int], None] = _ignore,
     caching: Callable[..., AbstractContextManager[HollowCache]] = hollow_cache,
+    saves: Saves | None = None,
 ) -> HollowTrained:
     """Fit a LoRA to the examples; the U-Net is left as it was found, also when a callback or the model raises.
 
     names maps module names to the names they get in the LoRA's keys. The cache is a file at cache_path, kept for the
     next run; on_cached hears of every sample that is written to it. caching opens it: planning.py has one without a
-    file. Raises ValueError for a hollow_fraction or a mode that the U-Net cannot have, RuntimeError when the disk is
+    file. saves says where the run is kept and what it goes on from. Raises ValueError for a hollow_fraction or a mode
+    that the U-Net cannot have, RuntimeError when the disk is
     full, or the loss stops being finite or explodes.
     """
-    unet = network.unet
+    unet, saves = network.unet, saves or Saves()
+    saves.check_model(unet)
     cut = nearest_cut(cuts(unet), config.hollow_fraction)
     check_mode(cut, config.mode)
     with meter.phase("inference", unet.parameters()), torch.inference_mode():
@@ -76,9 +81,10 @@ def train_hollow(
             stack.enter_context(checkpointed(unet))
         log = StepLog(TRAINER, config.steps, meter, on_step)
         run = _Run(network, hollow, Backprop(network, lora.parameters(), config, meter), config.min_snr_gamma)
+        steps = stack.enter_context(keeping(saves, log, run.backprop.learnt, partial(lora.state_dict, names)))
         order = batches(cache.noised, examples, config.batch_size, torch.Generator().manual_seed(config.seed))
-        ahead = read_ahead(islice(order, config.steps), cache.read, network.device.type == "cuda")
-        for numbers, activation in stack.enter_context(ahead):
+        ahead = read_ahead(islice(order, len(log.history), config.steps), cache.read, network.device.type == "cuda")
+        for _, (numbers, activation) in zip(steps, stack.enter_context(ahead), strict=False):
             batch = [cache.noised[number] for number in numbers]
             loss = run.bp(network_inputs(network, examples, batch), activation)
             log.add("bp", loss, batch[0].t, f"learning_rate {config.learning_rate:g}")

@@ -127,6 +127,15 @@ def image_batch(subject: Subject) -> Tensor:
     return torch.stack([padded(image, height, width) for image in images])
 
 
+def subject_facts(subject: Subject) -> dict[str, object]:
+    """All that a run learns from, by name: pixels as checksums, words as they are."""
+    facts = {name: getattr(subject, name) for name in ("instance_prompt", "class_prompt", "resolution", "flip")}
+    for photo in subject.photos:
+        facts[f"photo {photo.name}"] = hashlib.sha256(photo.image.numpy()).hexdigest()[:16]
+        facts[f"caption of {photo.name}"] = photo.caption
+    return facts
+
+
 def downscaled(image: Tensor, ratio: float) -> Tensor:
     """The image at ratio times its size, antialiased, each side a multiple of 8; at ratio 1 the image itself."""
     return image if ratio == 1 else resized(image, *downscaled_size(*image.shape[:2], ratio))

@@ -109,6 +109,8 @@ class Report:
     waiting_bytes: int = 0
     timeline: tuple[Span, ...] = ()
     token: TokenRecord | None = None  # of Quantize + ZO Textual Inversion
+    end: str = ""  # "stopped at step 40 of 1000"; empty where the run came to its end
+    saved: str = ""  # where the run is kept and how to go on from it, or why it is not
 
     def to_json(self) -> str:
         """The record as a JSON object, phases, spans and models as objects too."""
@@ -121,13 +123,15 @@ class Report:
         """One line for the log."""
         how = f"without {self.hollow.share:.1%}" if self.hollow else f"{self.steps_bp} BP, {self.steps_zo} ZO"
         return (
-            f"{self.method}: {self.steps} steps ({how}) in {self.seconds:.1f} s on "
+            f"{self.method}: {self.end or f'{self.steps} steps'} ({how}) in {self.seconds:.1f} s on "
             f"{self.device} in {self.dtype}, peak {_mib(self.peak_bytes)}, "
             f"loss {self.loss['all']['first']:.4f} -> {self.loss['all']['last']:.4f}"
         )
 
     def __str__(self) -> str:
         lines = [self.summary(), f"prompt: {self.instance_prompt}", f"base model: {self.base_model}"]
+        if self.saved:
+            lines.append(f"saved: {self.saved}")
         for record in (self.hollow, self.token):
             lines += str(record).splitlines() if record else []
         if self.inference_peak_bytes:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .backprop import backprop_step
+from .learnt import Learnt
 from .memory import PhaseMeter
 from .objective import Network
 
@@ -55,6 +56,7 @@ class Backprop:
             params, lr=settings.learning_rate, weight_decay=settings.weight_decay, foreach=False
         )
         self.scaler = torch.amp.GradScaler(params[0].device.type, enabled=network.dtype is torch.float16)
+        self.learnt = Learnt(params, self.optimizer, self.scaler)
 
     def step(self, loss: Callable[[], Tensor], shape: Hashable) -> float:
         """One step on a scalar loss of photos of this shape, counted towards phase "bp"; returns the loss."""
@@ -86,8 +88,17 @@ class StepLog:
         peak, elapsed = self.meter.peak_bytes(kind), time.perf_counter() - self._start
         report = StepReport(len(self.history) + 1, self.steps, kind, loss, t, peak, elapsed)
         self.history.append(report)
-        check_loss(self.history, self.trainer, rates)
+        try:
+            check_loss(self.history, self.trainer, rates)
+        except RuntimeError:
+            self.history.pop()  # such a step does not count: it is not to be gone on from
+            raise
         self.on_step(report)
+
+    def restore(self, history: Sequence[StepReport]) -> None:
+        """Go on after these steps, of a run before."""
+        self.history = list(history)
+        self._start = time.perf_counter() - (history[-1].elapsed_s if history else 0.0)
 
 
 def check_loss(history: Sequence[StepReport], trainer: str, rates: str) -> None:

@@ -7,8 +7,10 @@ Differs from the paper in what it leaves open: AdamW and gradient clipping for B
 Shapes: B photos of one step, see objective.py for the rest.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -19,6 +21,7 @@ from .config import SelectiveConfig
 from .lora import Lora, injected
 from .memory import PhaseMeter
 from .objective import Example, Network, Sample, collate, denoising_loss
+from .resume import Saves, keeping
 from .run import Backprop, StepLog, StepReport, Trained
 from .schedule import zo_probability
 from .zero_order import zero_order_step
@@ -43,12 +46,15 @@ def train_selective(
     names: Mapping[str, str],
     meter: PhaseMeter,
     on_step: Callable[[StepReport], None],
+    saves: Saves | None = None,
 ) -> Trained:
     """Fit a LoRA to the examples; the U-Net is left as it was found, also when on_step or the model raises.
 
-    names maps module names to the names they get in the LoRA's keys. Raises RuntimeError when the loss stops being
-    finite or explodes.
+    names maps module names to the names they get in the LoRA's keys. saves says where the run is kept and what it goes
+    on from. Raises RuntimeError when the loss stops being finite or explodes.
     """
+    saves = saves or Saves()
+    saves.check_model(network.unet)
     with meter.phase("inference", network.unet.parameters()), torch.inference_mode():
         _Loss(network, [examples[0].high], Draw([], 0, True, 0, []), 0.0)()
     with ExitStack() as stack:
@@ -59,11 +65,12 @@ def train_selective(
             stack.enter_context(checkpointed(network.unet))
         log, run = StepLog(TRAINER, config.steps, meter, on_step), _Run(network, lora, config, meter)
         generator = torch.Generator().manual_seed(config.seed)
-        for step in range(1, config.steps + 1):
-            draw = _draw(examples, config, step, network.scheduler.config.num_train_timesteps, generator)
-            kind = "zo" if draw.is_zo else "bp"
-            loss = run.zo(draw) if draw.is_zo else run.bp(draw)
-            log.add(kind, loss, draw.t, _rates(config, kind))
+        with keeping(saves, log, run.backprop.learnt, partial(lora.state_dict, names), generator) as steps:
+            for step in steps:
+                draw = _draw(examples, config, step, network.scheduler.config.num_train_timesteps, generator)
+                kind = "zo" if draw.is_zo else "bp"
+                loss = run.zo(draw) if draw.is_zo else run.bp(draw)
+                log.add(kind, loss, draw.t, _rates(config, kind))
         return Trained(lora.state_dict(names), log.history)
 
 
@@ -89,9 +96,12 @@ class _Run:
             return loss().item()
 
         with self.backprop.phase("zo", loss.shape):
-            return zero_order_step(
+            mean_loss = zero_order_step(
                 value, self.params, draw.probe_seeds, self.config.zo_epsilon, self.config.zo_learning_rate
             )
+            if math.isfinite(mean_loss):
+                self.backprop.learnt.touched.set()
+            return mean_loss
 
     def _loss(self, samples: list[Sample], draw: Draw) -> "_Loss":
         return _Loss(self.network, samples, draw, self.config.min_snr_gamma)

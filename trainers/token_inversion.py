@@ -8,7 +8,7 @@ the token with the lowest loss under noise that stays the same, instead of the l
 Shapes: see token_steps.py.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from .checks import require
 from .config import TokenConfig
 from .memory import PhaseMeter
 from .objective import Network
+from .resume import Saves, keeping
 from .run import StepLog, StepReport
 from .token_steps import Draw, GradientRun, TokenExample, TokenLoss, ZeroOrderRun
 from .token_vectors import Vectors, packed, unpacked
@@ -51,15 +52,18 @@ def train_token(
     meter: PhaseMeter,
     on_step: Callable[[StepReport], None],
     free_bytes: Callable[[], int],
+    saves: Saves | None = None,
 ) -> TokenTrained:
     """Fit a token to the examples, from its initial vectors, (n, w) by text encoder. Nothing else changes.
 
     text_encoder is asked for its memory alone: how it runs is the examples' affair. free_bytes says what memory is left
-    on the network's device. Raises ValueError where the network has fewer timesteps than config.t_high, RuntimeError
-    when the loss stops being finite or explodes.
+    on the network's device. saves says where the run is kept and what it goes on from. Raises ValueError where the
+    network has fewer timesteps than config.t_high, RuntimeError when the loss stops being finite or explodes.
     """
     timesteps = network.scheduler.config.num_train_timesteps
     require("t_high", config.t_high, f"at most {timesteps}, the model's timesteps", config.t_high <= timesteps)
+    saves = saves or Saves()
+    saves.check_model(network.unet)
     loss = TokenLoss(network, text_encoder, {name: vector.shape for name, vector in initial.items()}, meter)
     fixed = fixed_draws(examples, config)
     with loss.phase("inference"), torch.inference_mode():
@@ -69,22 +73,22 @@ def train_token(
     else:
         run = GradientRun(loss, packed(initial), config)
     log, best = StepLog(TRAINER, config.steps, meter, on_step), _Best(loss, fixed, config, run.token)
-    best.consider(0, run.token)
     generator = torch.Generator().manual_seed(config.seed)
-    for step in range(1, config.steps + 1):
-        draw = draw_step(examples, config, generator)
-        log.add(run.kind, run.step(draw), draw.t, run.rates)
-        best.consider(step, run.token)
-        if best.is_stale:
-            break
-    vectors = unpacked(best.token[None], loss.shapes)
-    return TokenTrained(
-        {name: vector[0].clone() for name, vector in vectors.items()},
-        log.history,
-        best.evaluations,
-        best.step,
-        run.is_batched,
-    )
+
+    def vectors(token: Tensor) -> dict[str, Tensor]:
+        return {name: vector[0].clone() for name, vector in unpacked(token[None], loss.shapes).items()}
+
+    def so_far() -> dict[str, Tensor]:
+        return vectors(best.token if best.step else run.token.detach().cpu())
+
+    with keeping(saves, log, run.learnt, so_far, generator, run.parts | {"best": best}) as steps:
+        best.consider(len(log.history), run.token)  # not yet done by a run that ended right after a step
+        while not best.is_stale and (step := next(steps, None)):
+            draw = draw_step(examples, config, generator)
+            log.add(run.kind, run.step(draw), draw.t, run.rates)
+            best.consider(step, run.token)
+    best.consider(len(log.history), run.token, is_last=True)
+    return TokenTrained(vectors(best.token), log.history, best.evaluations, best.step, run.is_batched)
 
 
 class _Best:
@@ -95,10 +99,14 @@ class _Best:
         self.evaluations: list[Evaluation] = []
         self._keep(0, token)
 
-    def consider(self, step: int, token: Tensor) -> None:
-        """Evaluate the token if it is time, and keep a copy of it if it is the best so far."""
+    def consider(self, step: int, token: Tensor, is_last: bool = False) -> None:
+        """Evaluate the token if it is time, and keep a copy of it if it is the best so far.
+
+        is_last is when no step follows: what is then found is not saved, since a run that goes on would not know it.
+        """
         every = self.config.eval_every
-        if every and step % every and step < self.config.steps:
+        is_done = bool(self.evaluations) and self.evaluations[-1].step == step
+        if is_done or (every and step % every and not is_last):
             return
         if every:
             lowest = min((evaluation.loss for evaluation in self.evaluations), default=float("inf"))
@@ -109,6 +117,16 @@ class _Best:
 
     def _keep(self, step: int, token: Tensor) -> None:
         self.step, self.token = step, token.detach().to("cpu", copy=True)
+
+    def state(self) -> dict[str, Tensor]:
+        """The best token, and the evaluations as rows of step and loss; step is that of the best."""
+        rows = torch.tensor(self.evaluations, dtype=torch.float64).reshape(-1, 2)
+        return {"token": self.token, "step": torch.tensor(self.step), "evaluations": rows}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take in what state() gave."""
+        self.token, self.step = state["token"], int(state["step"])
+        self.evaluations = [Evaluation(int(step), loss) for step, loss in state["evaluations"].tolist()]
 
     @property
     def is_stale(self) -> bool:

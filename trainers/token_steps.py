@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .backprop import backprop_step
 from .config import TokenConfig
+from .learnt import Learnt
 from .memory import LiveBytes, PhaseMeter
 from .objective import Condition, Network, denoising_loss
 from .token_gradient import candidates, estimate, excess_length, perturbations, slopes
@@ -97,6 +98,7 @@ class ZeroOrderRun:
         self.optimizer = torch.optim.Adam([self.token], lr=config.learning_rate, eps=ADAM_EPSILON)
         outside = config.subspace_outside if config.subspace == "confined" else 1.0
         self.subspace = Subspace(config.subspace_size, config.subspace_nu, outside)
+        self.learnt, self.parts = Learnt([self.token], self.optimizer), {"subspace": self.subspace}
 
     @torch.no_grad()
     def step(self, draw: Draw) -> float:
@@ -140,6 +142,7 @@ class GradientRun:
             [self.token], lr=config.learning_rate, weight_decay=config.weight_decay, foreach=False
         )
         self.scaler = torch.amp.GradScaler(network.device.type, enabled=network.dtype is torch.float16)
+        self.learnt, self.parts = Learnt([self.token], self.optimizer, self.scaler), {}
 
     def step(self, draw: Draw) -> float:
         """One update; returns the loss before it."""

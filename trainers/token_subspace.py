@@ -14,6 +14,8 @@ authors project it out, here it counts as outside the span.
 Shapes: d numbers of the token, tau tokens kept, r = min(tau - 1, d) components.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -36,6 +38,21 @@ class Subspace:
         self._count += 1
         if self._count % self.size == 0:
             self._components, self._kept = principal_components(torch.stack(self._tokens), self.nu)
+
+    def state(self) -> dict[str, Tensor]:
+        """All that add() has made of it; restore() takes it up again."""
+        state = {"count": torch.tensor([self._count, self._kept])}
+        if self._tokens:
+            state["tokens"] = torch.stack(self._tokens)
+        if self._components is not None:
+            state["components"] = self._components.clone()
+        return state
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take in what state() gave."""
+        self._count, self._kept = state["count"].tolist()
+        self._tokens = list(state["tokens"]) if "tokens" in state else []
+        self._components = state.get("components")
 
     def confine(self, directions: Tensor) -> Tensor:
         """The directions (..., d) without their low-variance components; those outside the span times `outside`."""

@@ -1,9 +1,10 @@
-"""Gradient estimates from forward passes alone: no activations kept, no second copy of the parameters.
+"""Gradient estimates from forward passes alone: no activations kept, no second copy of the parameters on the device.
 
 The estimator of Choi et al. 2025 (arXiv:2507.10029), equation 2, which is Algorithm 1 of Malladi et al. 2023 (MeZO,
 arXiv:2305.17333) averaged over N perturbations. A perturbation is never stored: it is drawn again from its seed.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -32,6 +33,26 @@ def perturbed(params: Sequence[Tensor], seed: int, scale: float) -> Iterator[Non
         add_perturbation(params, seed, -scale)
 
 
+@contextmanager
+def undoable(params: Sequence[Tensor]) -> Iterator[Callable[[], None]]:
+    """Yields what puts the parameters back to the bit, as is done when the block raises. The copy is in CPU memory.
+
+    perturbed() moves them back up to rounding, and a run that is cancelled within it could not go on to the same bits.
+    """
+    copies = [p.detach().to("cpu", copy=True) for p in params]
+
+    @torch.no_grad()
+    def undo() -> None:
+        for p, copy in zip(params, copies, strict=True):
+            p.copy_(copy)
+
+    try:
+        yield undo
+    except BaseException:
+        undo()
+        raise
+
+
 def central_difference(
     loss: Callable[[], float], params: Sequence[Tensor], seed: int, epsilon: float
 ) -> tuple[float, float]:
@@ -49,9 +70,14 @@ def zero_order_step(
     """One update theta <- theta - alpha / N * sum_n slope_n z_n, in place; returns the mean loss of its 2 N passes.
 
     loss must draw the same photo, noise and timestep each time it is called. Parameters change only at the end, once
-    all N slopes are known.
+    all N slopes are known. They are to the bit what they were when anything raises, or when a loss is not finite.
     """
-    pairs = [central_difference(loss, params, seed, epsilon) for seed in seeds]
-    for seed, (slope, _) in zip(seeds, pairs, strict=True):
-        add_perturbation(params, seed, -learning_rate * slope / len(seeds))
-    return sum(mean for _, mean in pairs) / len(seeds)
+    with undoable(params) as undo:
+        pairs = [central_difference(loss, params, seed, epsilon) for seed in seeds]
+        mean_loss = sum(mean for _, mean in pairs) / len(seeds)
+        if not math.isfinite(mean_loss):
+            undo()
+            return mean_loss
+        for seed, (slope, _) in zip(seeds, pairs, strict=True):
+            add_perturbation(params, seed, -learning_rate * slope / len(seeds))
+    return mean_loss
