@@ -43,7 +43,11 @@ def finished(
     node_id: str | None, results: tuple, steps: Sequence[StepReport], report: Report, saves: Saves
 ) -> io.NodeOutput:
     """What was learnt, losses and report as outputs of the run, which is also told to the log and to the browser."""
-    report = replace(report, saved=saves.story, files=(str(saves.last.product),) if saves.last else ())
+    if saves.last and saves.last.step == len(steps):
+        words = f"{saves.last.name} in the output folder's edgetune, as resume takes it"
+        report = replace(report, saved=words, files=(str(saves.last.product),))
+    else:
+        report = replace(report, saved=saves.story)
     if saves.is_stopped:
         report = replace(report, end=f"stopped at step {len(steps)} of {steps[-1].steps}")
     logger.info(report.summary())
