@@ -1,6 +1,6 @@
 """Load Subject Images: the photos every trainer of the pack learns from."""
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..trainers.captions import CAPTIONS
 from ..trainers.crops import CROPS
@@ -18,6 +18,7 @@ from .host_files import PhotoFolder, photo_folder, photo_folders
 from .sockets import SubjectSocket
 
 IMAGES_INPUT = "(images input)"
+SHOWN = 16  # photos on the node after a run
 UNCONNECTED = "unconnected"  # ComfyUI passes None for a connected input before it has run, and nothing for an open one
 
 
@@ -134,7 +135,9 @@ class LoadSubjectImages(io.ComfyNode):
             loaded = subject_from_images(images, settings)
             source = "the connected images" + (f" (folder {folder} not read)" if folder != IMAGES_INPUT else "")
         report = photo_report(loaded, settings, source)
-        return io.NodeOutput(loaded.subject, image_batch(loaded.subject), report, ui={"text": [report]})
+        images = image_batch(loaded.subject)
+        shown = ui.PreviewImage(images[:SHOWN], cls=cls).as_dict() | {"text": [report]}
+        return io.NodeOutput(loaded.subject, images, report, ui=shown)
 
 
 def _chosen_folder(name: str) -> PhotoFolder:

@@ -94,7 +94,8 @@ def test_a_folder_becomes_a_subject_a_batch_and_a_report(input_dir):
     assert images.shape == (2, 64, 64, 3) and images.dtype == torch.float32
     assert images[0].flatten(0, 1).unique(dim=0).tolist() == [[1, 0, 0]]
     assert "2 photos from folder dog" in report and "1.png" in report
-    assert output.ui == {"text": [report]}
+    assert output.ui["text"] == [report]
+    assert len(output.ui["images"]) == len(output.result[1])  # as they are trained on
 
 
 def test_connected_images_win_over_the_folder_and_the_report_says_so(input_dir):
