@@ -70,6 +70,13 @@ workflow **train_hollowed** with a real checkpoint.""",
 
 **Save LoRA** puts the file where **Load LoRA** lists it. The workflow **pocket_use_trained_lora** makes pictures with \
 it. For photos of your own use the workflow **train_and_save** with a real checkpoint.""",
+    "memory_report": """## See where the memory of a training run goes
+
+1. Press **Run**. Nothing has to be installed: the **pocket model** is a small one that comes with the pack.
+2. **VRAM Report** shows what was held and when, and what it was: weights, LoRA, activations.
+
+Lower **low_res_ratio** or turn on **gradient_checkpointing** and run again to see what each saves. No paper has \
+figures for this model; with a real checkpoint, in the workflow **memory_report**, they stand beside.""",
     "use_trained_lora": """## Make pictures with the LoRA of a toy
 
 1. Run the workflow **pocket_train_and_save** first, then choose its LoRA in **Load LoRA**. New files are listed after \

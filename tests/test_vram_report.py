@@ -8,17 +8,17 @@ import folder_paths
 import pytest
 import tiny
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from pack.nodes import host
 from pack.nodes.vram_report import VRAMReport
 from pack.trainers.config import HollowConfig, SelectiveConfig
 from pack.trainers.memory import BY_ALLOCATOR, Phase, PhaseMeter
-from pack.trainers.memory_plots import memory_figure, memory_image
+from pack.trainers.memory_plots import memory_figure
 from pack.trainers.memory_view import memory_json, memory_text, memory_view
 from pack.trainers.plan import Plan, PlannedPhase
 from pack.trainers.planning import planned_phases
+from pack.trainers.plots import rendered
 from pack.trainers.published import published
 from pack.trainers.report import Circumstances, LoadedModel, Report, selective_report
 from pack.trainers.selective import train_selective
@@ -27,7 +27,8 @@ from test_selective import example
 
 MIB = 2**20
 CPU = torch.device("cpu")
-CONFIG = SelectiveConfig(steps=3, rank=4, zo_perturbations=1, strategy="random", seed=11)  # BP, BP, ZO
+CONFIG = SelectiveConfig(steps=3, zo_perturbations=1, strategy="random", seed=11)  # BP, BP, ZO
+FEW = replace(CONFIG, target_modules="cross-attention")  # layers, so that it is fast
 GIVEN = Circumstances("sd_v1", "epsilon", "a sks dog", 512, "cpu", "float32", architecture="SD15")
 WIDE = (LoadedModel("AutoencoderKL", 160 * MIB),)
 
@@ -38,8 +39,8 @@ def run() -> tuple[Report, tuple]:
     model, photos = tiny.tiny_model("sd1"), example("sd1")
     meter = PhaseMeter(CPU)
     with host.trainable(model) as network:
-        planned = planned_phases(network, lambda ratio: photos.high if ratio == 1 else photos.low, CONFIG)
-        trained = train_selective(network, [photos], CONFIG, host.lora_names(model), meter, lambda step: None)
+        planned = planned_phases(network, lambda ratio: photos.high if ratio == 1 else photos.low, FEW)
+        trained = train_selective(network, [photos], FEW, host.lora_names(model), meter, lambda step: None)
     return selective_report(CONFIG, trained.steps, meter, GIVEN._replace(other_models=WIDE)), planned
 
 
@@ -160,23 +161,17 @@ def unseen_ticks(figure: Figure) -> set[Text]:
 @pytest.mark.parametrize("name", VIEWS)
 def test_words_in_the_picture_do_not_overlap_nor_leave_it(name):
     figure = memory_figure(memory_view(VIEWS[name]))
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    image = rendered(figure)
+    assert image.shape[0] == 1 and image.shape[2:] == (1200, 3) and 300 < image.shape[1] < 1200
+    renderer = figure.canvas.get_renderer()
     texts = [text for text in figure.findobj(Text) if text.get_visible() and text not in unseen_ticks(figure)]
-    boxes = [(text.get_text(), text.get_window_extent(canvas.get_renderer())) for text in texts]
+    boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in texts]
     boxes = [(words, box) for words, box in boxes if words.strip()]
     assert len(boxes) > 10
     for words, box in boxes:
         assert 0 <= box.x0 and box.x1 <= figure.bbox.x1 and 0 <= box.y0 and box.y1 <= figure.bbox.y1, words
     for (one, a), (other, b) in itertools.combinations(boxes, 2):
         assert not a.overlaps(b), (one, other)
-
-
-@pytest.mark.parametrize("name", VIEWS)
-def test_the_picture_is_as_wide_as_our_others_and_not_blank(name):
-    image = memory_image(memory_view(VIEWS[name]))
-    assert image.shape[0] == 1 and image.shape[2:] == (1200, 3) and 300 < image.shape[1] < 1200
-    assert 0 <= image.min() and image.max() <= 1 and image.std() > 0.1
 
 
 def test_text_says_what_the_plan_says_about_room():
