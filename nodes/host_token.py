@@ -170,6 +170,21 @@ def token_examples(
     ]
 
 
+def live_conditions(
+    model: ModelPatcher,
+    network: Network,
+    encoder: TextEncoder,
+    latent: Tensor,
+    prompt: str,
+    present: Sequence[Callable[[], Mapping[str, Tensor]]],
+) -> Callable[[], list[Condition]]:
+    """Gives the prompt, with the token as it is by then, and "", for pictures of the size of this latent (C, H, W).
+
+    The first of `present` gives the token, (1, n, w) by text encoder; it has to be there by the first call.
+    """
+    return lambda: [_condition(model, network, encoder, latent, text, present[0]()) for text in (prompt, "")]
+
+
 def _condition(
     model: ModelPatcher,
     network: Network,

@@ -5,20 +5,28 @@ from collections.abc import Callable
 
 from comfy import model_management
 from comfy.utils import ProgressBar
+from PIL import Image
 from server import PromptServer
 
 from ..trainers.run import StepReport
 from .host_runs import RUNS, current_place
 
+PICTURE_PX = 512  # side of a picture as it is sent, at most
 EVENT_INTERVAL_S = 0.1  # at most ten messages a second
 
 
 def step_reporter(
-    node_id: str | None, steps: int, *, planned_bytes: int | None = None, budget_bytes: int | None = None
+    node_id: str | None,
+    steps: int,
+    *,
+    picture: Callable[[StepReport], Image.Image | None] = lambda step: None,
+    planned_bytes: int | None = None,
+    budget_bytes: int | None = None,
 ) -> Callable[[StepReport], None]:
     """A callback that shows each step and raises ComfyUI's own exception when the user has pressed Cancel.
 
-    planned_bytes and budget_bytes are what the memory of the run is shown against.
+    picture gives what to show on the node after a step, if there is something new. planned_bytes and budget_bytes are
+    what the memory of the run is shown against.
     """
     bar = ProgressBar(steps, node_id=node_id)
     run = RUNS.begin(node_id, steps, planned_bytes, budget_bytes)
@@ -27,7 +35,8 @@ def step_reporter(
     def report(step: StepReport) -> None:
         nonlocal last_sent, told
         model_management.throw_exception_if_processing_interrupted()
-        bar.update_absolute(step.step)
+        drawn = picture(step)
+        bar.update_absolute(step.step, preview=drawn and ("JPEG", drawn, PICTURE_PX))
         run.add(step)
         now = time.perf_counter()
         if now - last_sent < EVENT_INTERVAL_S and step.step < steps:

@@ -7,7 +7,7 @@ from ..trainers.memory import PhaseMeter
 from ..trainers.report import selective_report
 from ..trainers.schedule import STRATEGIES
 from ..trainers.selective import train_selective
-from . import host, host_saves, host_ui
+from . import host, host_preview, host_saves, host_ui
 from .training import encoded_facts, finished, lora_so_far, models, more_lora, more_memory, more_steps, outputs, seed
 
 NAME = "selective"  # of its saved runs
@@ -32,26 +32,43 @@ class SelectiveTrainer(io.ComfyNode):
                 *more_steps(),
                 *more_memory(),
                 *host_saves.inputs(),
+                *host_preview.inputs("the instance prompt of the subject"),
             ],
             outputs=outputs(),
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, model, clip, vae, subject, save_every=100, resume=host_saves.OFF, **settings) -> io.NodeOutput:
+    def execute(
+        cls,
+        model,
+        clip,
+        vae,
+        subject,
+        save_every=100,
+        resume=host_saves.OFF,
+        preview_every=0,
+        preview_prompt="",
+        **settings,
+    ) -> io.NodeOutput:
         config, node_id = SelectiveConfig(**settings), cls.hidden.unique_id
         facts = host.model_facts(model)
         meter = PhaseMeter(facts.device)
-        on_step = host_ui.step_reporter(node_id, config.steps)
         with host_saves.saved_run(node_id, NAME, config, subject, save_every, resume, lora_so_far) as saves:
             examples = host.encode_subject(model, clip, vae, subject, config.low_res_ratio, meter)
             saves.check("encoded", encoded_facts([example.high for example in examples]))
+            prompts = [preview_prompt or subject.instance_prompt, ""] if preview_every else []
+            latent = examples[0].high.latent
+            drawn = host_preview.encoded(model, clip, prompts, latent, meter)
             with host.trainable(model, config.quantization) as network:
+                draw = host_preview.Drawer(model, vae, network, latent.shape, meter, lambda: drawn)
+                previews = host_preview.Previews(preview_every, draw)
+                on_step = host_ui.step_reporter(node_id, config.steps, picture=previews)
                 trained = train_selective(network, examples, config, host.lora_names(model), meter, on_step, saves)
         given = host.circumstances(facts, subject, network.waiting_bytes)
         report = selective_report(config, trained.steps, meter, given)
         patched = host.with_lora(model, trained.lora)
-        return finished(node_id, (patched, trained.lora), trained.steps, report, saves)
+        return finished(node_id, (patched, trained.lora), trained.steps, report, saves, previews.batch())
 
 
 def _learning() -> list[io.Input]:

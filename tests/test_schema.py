@@ -20,7 +20,12 @@ from pack.trainers.schedule import STRATEGIES
 NODES = asyncio.run(EdgeTune().get_node_list())
 TRAINERS = [(SelectiveTrainer, SelectiveConfig), (HollowedNetTrainer, HollowConfig), (ZOTextualInversion, TokenConfig)]
 TRAINER_INPUTS = ["model", "clip", "vae", "subject"]
-NOT_LEARNING = ["save_every", "resume"]  # inputs that change nothing of what is learnt: not in the config
+NOT_LEARNING = [
+    "save_every",
+    "resume",
+    "preview_every",
+    "preview_prompt",
+]  # inputs that change nothing of what is learnt: not in the config
 TRAINER_OUTPUTS = {"model": "MODEL", "lora": "LORA_MODEL", "loss": "LOSS_MAP", "report": "EDGETUNE_REPORT"}
 CHOICES = {
     "strategy": list(STRATEGIES),

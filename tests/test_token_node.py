@@ -3,12 +3,13 @@
 import json
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 import tiny
 import torch
 from comfy import model_management
 from comfy_api.latest import io
-from pack.nodes import host, host_token
+from pack.nodes import host, host_preview, host_token
 from pack.nodes.host_pocket import load_pocket
 from pack.nodes.train_embedding import ZOTextualInversion
 from pack.trainers.config import TokenConfig
@@ -129,3 +130,23 @@ def test_captions_hold_the_token(captions, count, monkeypatch):
 def test_bad_input_is_named(settings, words):
     with pytest.raises(ValueError, match=words):
         run(tiny.tiny_model("sd1"), tiny.tiny_clip("sd1"), **settings)
+
+
+def test_pictures_follow_the_token_and_change_nothing_of_it(monkeypatch):
+    drawn = []
+
+    class Seen(host_preview.Previews):
+        def __call__(self, step):
+            picture = super().__call__(step)
+            drawn.append(picture and np.asarray(picture))
+
+    monkeypatch.setattr(host_preview, "Previews", Seen)
+    model, clip = tiny.tiny_model("sd1"), tiny.tiny_clip("sd1")
+    plain = run(model, clip, learning_rate=1.0).result[1]
+    assert drawn == [None] * 4
+    pictured = run(model, clip, learning_rate=1.0, preview_every=2)
+    _, first, _, last = drawn[4:]
+    assert not np.array_equal(first, last)
+    assert len(pictured.ui["images"]) == 2
+    for name, vector in plain.vectors.items():
+        assert torch.equal(vector, pictured.result[1].vectors[name])

@@ -53,12 +53,14 @@ def train_token(
     on_step: Callable[[StepReport], None],
     free_bytes: Callable[[], int],
     saves: Saves | None = None,
+    on_ready: Callable[[Callable[[], Vectors]], object] = lambda present: None,
 ) -> TokenTrained:
     """Fit a token to the examples, from its initial vectors, (n, w) by text encoder. Nothing else changes.
 
     text_encoder is asked for its memory alone: how it runs is the examples' affair. free_bytes says what memory is left
-    on the network's device. saves says where the run is kept and what it goes on from. Raises ValueError where the
-    network has fewer timesteps than config.t_high, RuntimeError when the loss stops being finite or explodes.
+    on the network's device, saves where the run is kept and what it goes on from. on_ready is given a function that
+    gives the token as it is, (1, n, w). Raises ValueError where the network has fewer timesteps than config.t_high,
+    RuntimeError when the loss stops being finite or explodes.
     """
     timesteps = network.scheduler.config.num_train_timesteps
     require("t_high", config.t_high, f"at most {timesteps}, the model's timesteps", config.t_high <= timesteps)
@@ -72,6 +74,7 @@ def train_token(
         run = ZeroOrderRun(loss, packed(initial), config, loss.has_room_for(config, free_bytes()))
     else:
         run = GradientRun(loss, packed(initial), config)
+    on_ready(lambda: unpacked(run.token.detach()[None], loss.shapes))
     log, best = StepLog(TRAINER, config.steps, meter, on_step), _Best(loss, fixed, config, run.token)
     generator = torch.Generator().manual_seed(config.seed)
 

@@ -73,12 +73,13 @@ def node_id(workflow: dict, class_type: str) -> str:
 
 
 def test_train_and_compare(server, lora):
-    workflow = prompt("pocket_train_and_compare", lora, folder="robot [pocket]")
+    workflow = prompt("pocket_train_and_compare", lora, folder="robot [pocket]", preview_every=4)
     outputs, events = run(server, workflow)
 
     assert [len(output["images"]) for output in outputs["SaveImage"]] == [4, 4]
     assert len(outputs["PreviewImage"][0]["images"]) == 5
     assert outputs["EdgeTune_SaveLoRA"][0]["text"] == [f"{lora}.safetensors"]
+    assert len(outputs[TRAINER][0]["images"]) == 2
     (report,) = outputs[TRAINER][0]["report"]
     report = json.loads(report)
     assert report["steps"] == 8 == report["steps_bp"] + report["steps_zo"]
