@@ -41,8 +41,11 @@ class ModelFacts(NamedTuple):
     architecture: str  # ComfyUI's name of it
 
 
-def model_facts(model: ModelPatcher) -> ModelFacts:
-    """Facts of a model that can be trained. Raises ValueError, naming the socket, for every other."""
+def model_facts(model: ModelPatcher, *, needs_plain_layers: bool = True) -> ModelFacts:
+    """Facts of a model that can be trained. Raises ValueError, naming the socket, for every other.
+
+    Layers that ComfyUI loaded quantised are not plain: forward passes are all they are good for, and no LoRA fits.
+    """
     unet = model.model.diffusion_model
     if not isinstance(unet, UNetModel):
         raise ValueError(f"model: got {type(model.model).__name__}, needs to be {SUPPORTED}")
@@ -54,7 +57,8 @@ def model_facts(model: ModelPatcher) -> ModelFacts:
             f"instruction models do; needs to be {SUPPORTED}, in its plain text-to-image form"
         )
     attention = [module for name, module in unet.named_modules() if name.endswith((".to_q", ".to_k"))]
-    if not attention or not all(isinstance(module, nn.Linear) for module in attention):
+    is_plain = all(isinstance(module, nn.Linear) for module in attention)
+    if not attention or (needs_plain_layers and not is_plain):
         raise ValueError("model: its layers are quantised; load the float16, bfloat16 or float32 checkpoint instead")
     version = BASE_VERSIONS.get(_token_width(unet), type(model.model).__name__)
     device = model.load_device

@@ -49,8 +49,11 @@ def fit_for_autograd(patcher: ModelPatcher, module: nn.Module, quantization: str
 
 
 def _make_normal(module: nn.Module) -> None:
-    """Replace inference tensors by normal ones of the same value, one at a time."""
+    """Replace inference tensors by normal ones of the same value, one at a time.
+
+    Except ComfyUI's QuantizedTensors: a clone of one cannot be unloaded. No LoRA sits on their layers.
+    """
     for part in module.modules():
         for name, parameter in part._parameters.items():
-            if parameter is not None and parameter.is_inference():
+            if type(parameter) is nn.Parameter and parameter.is_inference():
                 part._parameters[name] = nn.Parameter(parameter.detach().clone(), requires_grad=False)

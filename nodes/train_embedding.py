@@ -71,7 +71,7 @@ class ZOTextualInversion(io.ComfyNode):
         name, word, low = config.token, config.replaced_words or config.initial_word, config.quantization
         photos = with_mirrored(subject)
         texts = [training_captions(config.captions, photo.caption, word, name) for photo in photos]
-        facts = host.model_facts(model)
+        facts = host.model_facts(model, needs_plain_layers=config.method == "gradient")
         meter = PhaseMeter(facts.device)
         with host_saves.saved_run(node_id, NAME, config, subject, save_every, resume, _so_far(name)) as saves:
             latents = host.encode_photos(model, vae, subject, meter)

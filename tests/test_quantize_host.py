@@ -6,12 +6,13 @@ import torch
 from comfy.sd import load_lora_for_models
 from pack.nodes import host
 from pack.nodes.host_embeddings import with_token
+from pack.nodes.host_pocket import load_pocket
 from pack.nodes.host_token import text_encoder
 from pack.trainers.config import HollowConfig, SelectiveConfig
 from pack.trainers.hollow import train_hollow
 from pack.trainers.memory import PhaseMeter
 from pack.trainers.objective import Condition, denoising_loss
-from pack.trainers.quantize import dequantized, is_quantized
+from pack.trainers.quantize import dequantized, is_quantized, quantized
 from pack.trainers.run import first_and_last
 from pack.trainers.selective import train_selective
 from test_host import random_lora
@@ -120,6 +121,17 @@ def test_a_quantised_run_repeats_itself(quantization):
     assert all(torch.equal(first[key], again[key]) for key in first)
 
 
+@pytest.mark.parametrize("quantization, typical, worst", [("int8", 0.007, 0.011), ("int4", 0.09, 0.12)])
+def test_the_error_on_weights_that_were_trained(quantization, typical, worst):
+    """The pocket model's. Its last convolution, of 4 channels, is the one layer of 182 over 1% in int8."""
+    unet = load_pocket()[0].model.diffusion_model
+    weights = {part: part.weight.clone() for part in unet.modules() if isinstance(part, nn.Linear | nn.Conv2d)}
+    with quantized([unet], quantization, CPU, CPU):
+        errors = sorted((dequantized(part, w.dtype) - w).norm() / w.norm() for part, w in weights.items())
+    assert errors[len(errors) // 2] < typical and errors[-1] < worst
+    assert quantization == "int4" or errors[-2] < 0.01
+
+
 def fixed_loss(patcher, sample) -> float:
     with host.trainable(patcher) as network, torch.no_grad():
         t = torch.arange(50, 1000, 100)
@@ -132,10 +144,10 @@ def fixed_loss(patcher, sample) -> float:
 def test_what_a_quantised_network_learns_the_full_one_knows():
     """One photo is overfitted."""
     model = tiny.tiny_model("sd1")
-    config = SelectiveConfig(steps=80, rank=8, learning_rate=1e-2, strategy="bp_low")
+    config = SelectiveConfig(steps=40, rank=8, learning_rate=1e-2, strategy="bp_low")
     lora = in_nodes(model, "int8", config=config)[0].lora
     sample = example("sd1").low
-    assert fixed_loss(host.with_lora(model, lora), sample) < 0.8 * fixed_loss(model, sample)
+    assert fixed_loss(host.with_lora(model, lora), sample) < 0.9 * fixed_loss(model, sample)
 
 
 def test_a_hollowed_network_learns_quantised(tmp_path):
@@ -143,14 +155,14 @@ def test_a_hollowed_network_learns_quantised(tmp_path):
     model, photo = tiny.tiny_model("sd1"), example("sd1", side=8).high
     before = everything(model.model)
     config = HollowConfig(
-        steps=80, rank=8, cache_samples=4, learning_rate=1e-2, hollow_fraction=0.3, quantization="int8"
+        steps=40, rank=8, cache_samples=4, learning_rate=1e-2, hollow_fraction=0.3, quantization="int8"
     )
     with torch.inference_mode(), host.trainable(model, config.quantization) as network:
         names, places = host.lora_names(model), dict(cache_path=tmp_path / "hollow.bin", offload_device=CPU)
         trained = train_hollow(network, [photo], config, names, PhaseMeter(CPU), lambda step: None, **places)
     assert_same(everything(model.model), before)
     loss = first_and_last(trained.steps)["all"]
-    assert loss["last"] < 0.8 * loss["first"]
+    assert loss["last"] < 0.9 * loss["first"]
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])

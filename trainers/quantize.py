@@ -6,9 +6,10 @@ them. Embeddings, norms and biases keep what they have, and so do weights that h
 layer computes with its dequantised weight in the dtype of its input. That weight lives one layer long, in the forward
 and again in the backward pass, which is exact with respect to it.
 
-Why our own layers (tests/bench/quantize.py has the figures): ComfyUI's int8_tensorwise and torchao's weight-only int8
-carry Linear alone, and over half of SD 1.5 is convolutions. ComfyUI's also quantises activations on the way, so its
-output is not that of its weight, and a convolution with it keeps the dequantised weight for the backward pass.
+Why our own layers (tests/bench/quantize.py has the figures): torchao's weight-only int8 and int4 leave convolutions
+alone, over half of SD 1.5. ComfyUI's int8_tensorwise has one scale for a whole weight, which is off by over 1%; a
+Linear with it also quantises its input, so that its output is not that of its weight and its gradient is not that of
+its output, and keeps a dequantised weight for the backward pass. It has no 4 bits that every layer's width fits.
 
 quantized() goes around all else: a LoRA is injected, a centre hollowed out and moved, layers checkpointed, tensors
 faked inside it. It may also stand inside faked(), where no arithmetic runs.
