@@ -137,7 +137,7 @@ def _more_hollow() -> list[io.Input]:
             optional=True,
             advanced=True,
             tooltip="absolute puts the stored output in the place of the left-out part, as the paper does. residual "
-            "adds what that part adds to its input.",
+            "adds what that part adds to its input; it measured no better.",
         ),
         io.Combo.Input(
             "sampling",
