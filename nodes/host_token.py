@@ -5,8 +5,9 @@ Tried against ComfyUI 0.30.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import cycle
 
 import torch
 from comfy import model_management
@@ -17,20 +18,24 @@ from torch import Tensor, nn
 from ..trainers.objective import Condition, Network
 from ..trainers.token_prompts import check_token_name, embedding_prompt
 from ..trainers.token_steps import TokenExample
+from ..trainers.token_table import looked_up_in_ram
 from .host import _size_vector, _token_width
 from .host_embeddings import embedding_table, encoder_names, with_lookup
 from .host_weights import fit_for_autograd
+
+MARK = torch.zeros(1)  # where a vector of the token goes; no vector is one number wide
 
 
 class TextEncoder:
     """A CLIP's text encoders, on their device, ready to encode a token that changes."""
 
     def __init__(self, clip: CLIP, name: str, waiting_bytes: int):
-        self.waiting_bytes = waiting_bytes  # of weights that are quantised, off the device
+        self.waiting_bytes = waiting_bytes  # of weights that are quantised, and of the table of words: off the device
         self.name, self.module, self.device = name, clip.cond_stage_model, clip.patcher.load_device
         self._keys = encoder_names(clip)
         self._vectors: dict[str, Tensor] = {}
         self._clip = with_lookup(clip, name, self._vectors)
+        self._marked: dict[tuple[str, int], dict[str, list]] = {}
 
     @property
     def width(self) -> int:
@@ -51,9 +56,8 @@ class TextEncoder:
 
     def check(self, text: str) -> None:
         """Raises ValueError unless the token is in the text as ComfyUI reads it."""
-        self._vectors.update({key: torch.full((1, 1), torch.nan) for key in self._keys})
-        words = [word for section in self._tokenized(text)[self._keys[0]] for word, _ in section]
-        if not any(torch.is_tensor(word) and word.isnan().any() for word in words):
+        words = [word for section in self._tokenized(text, 1)[self._keys[0]] for word, _ in section]
+        if not any(map(_is_mark, words)):
             raise ValueError(f"captions: {text!r} does not hold {embedding_prompt(self.name)} between spaces")
 
     def encode(self, text: str, vectors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
@@ -67,17 +71,29 @@ class TextEncoder:
         return self._forward(text, *tensors)
 
     def _forward(self, text: str, *tensors: Tensor) -> tuple[Tensor, Tensor | None]:
-        prompts = []
-        for candidate in zip(*tensors, strict=True):
-            self._vectors.update(zip(self._keys, candidate, strict=True))
-            prompts.append(self._tokenized(text))
+        prompts = [self._prompt(text, candidate) for candidate in zip(*tensors, strict=True)]
         with model_management.cuda_device_context(self.device):
             return _encoded(self.module, self._keys, prompts)
 
-    def _tokenized(self, text: str) -> dict[str, list]:
-        """Sections of (token or vector, weight) pairs by text encoder."""
-        tokens = self._clip.tokenize(text)
-        return {key: tokens[key.removeprefix("clip_")] for key in self._keys}
+    def _prompt(self, text: str, candidate: Sequence[Tensor]) -> dict[str, list]:
+        """Sections of (token or vector, weight) pairs by text encoder, with the candidate's vectors (n, w) in them."""
+        marked, prompt = self._tokenized(text, len(candidate[0])), {}
+        for key, vectors in zip(self._keys, candidate, strict=True):
+            rows = cycle(vectors)
+            prompt[key] = [[(next(rows) if _is_mark(word) else word, w) for word, w in part] for part in marked[key]]
+        return prompt
+
+    def _tokenized(self, text: str, count: int) -> dict[str, list]:
+        """The same with marks in the place of a token of so many vectors. Each text is tokenized once in a run."""
+        if (text, count) not in self._marked:
+            self._vectors.update({key: MARK.expand(count, -1) for key in self._keys})
+            tokens = self._clip.tokenize(text)
+            self._marked[text, count] = {key: tokens[key.removeprefix("clip_")] for key in self._keys}
+        return self._marked[text, count]
+
+
+def _is_mark(word: int | Tensor) -> bool:
+    return torch.is_tensor(word) and word.shape == MARK.shape
 
 
 def _encoded(module: nn.Module, keys: Sequence[str], prompts: list[dict[str, list]]) -> tuple[Tensor, Tensor | None]:
@@ -133,7 +149,10 @@ def text_encoder(clip: CLIP, name: str, quantization: str = "none") -> Iterator[
     encoder_names(clip)
     module = clip.cond_stage_model
     try:
-        with fit_for_autograd(clip.patcher, module, quantization, alone=False) as waiting:
+        with ExitStack() as stack:
+            waiting = stack.enter_context(fit_for_autograd(clip.patcher, module, quantization, alone=False))
+            tables = [embedding_table(module, key) for key in encoder_names(clip)]
+            waiting += stack.enter_context(looked_up_in_ram(tables, clip.patcher.load_device))
             module.reset_clip_options()
             if clip.layer_idx is not None:
                 module.set_clip_options({"layer": clip.layer_idx})
@@ -154,8 +173,13 @@ def token_examples(
 ) -> list[TokenExample]:
     """Photos (C, H, W), scaled as the U-Net expects them, each with its captions, which hold embedding:NAME.
 
-    Raises ValueError where a caption does not, and where the CLIP does not belong to the model.
+    Raises ValueError where a caption does not, and where the CLIP does not belong to the model; RuntimeError where the
+    device had no room for both.
     """
+    if any(parameter.device != network.device for parameter in network.unet.parameters()):
+        raise RuntimeError(
+            f"{network.device} has no room for model and clip at once, which steps need; set quantization to int8"
+        )
     width, needed = encoder.width, _token_width(model.model.diffusion_model)
     if width != needed:
         raise ValueError(

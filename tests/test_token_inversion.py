@@ -201,7 +201,8 @@ def test_phases_and_their_memory():
     resident = sum(
         parameter.numel() * 4
         for part in (setting.network.unet, setting.text_encoder)
-        for parameter in part.parameters()
+        for name, parameter in part.named_parameters()
+        if "token_embedding" not in name  # which waits in RAM
     )
     assert resident < peaks["zo"] < 2 * resident
 

@@ -6,7 +6,7 @@ for a U-Net on any device and for one that never had storage (torch's meta devic
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import copy
 
 import torch
@@ -21,13 +21,17 @@ READING = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.defau
 
 
 @contextmanager
-def faked(network: Network) -> Iterator[Network]:
-    """The network to run on fake tensors inside the block; afterwards its U-Net has its own weights again.
+def faked(network: Network, *others: nn.Module) -> Iterator[Network]:
+    """The network, and other modules, to run on fake tensors inside the block; afterwards they have their own again.
 
     The fake ones are on the CPU wherever the real ones are: its attention keeps the same tensors for the backward pass
     as the GPU's. Numbers that are read off a tensor whose value is not known, such as the loss, are 0.
     """
-    with _fake_mode(), _UnknownIsZero(), _replaced_tensors(network.unet, _like):
+    with ExitStack() as stack:
+        stack.enter_context(_fake_mode())
+        stack.enter_context(_UnknownIsZero())
+        for module in (network.unet, *others):
+            stack.enter_context(_replaced_tensors(module, _like))
         # A DDPMScheduler keeps what it last moved to a device, which in here is a fake tensor.
         yield network._replace(scheduler=copy(network.scheduler), device=CPU)
 
