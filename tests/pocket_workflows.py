@@ -38,9 +38,20 @@ SETTINGS = {
         "batch_size": 2,
         "cache_samples": 400,
     },
+    "EdgeTune_ZOTextualInversion": {
+        "token": "my_toy",
+        "initial_word": "toy",
+        "steps": 250,
+        "learning_rate": 0.1,
+        "zo_perturbations": 8,
+        "captions": "one caption",
+        "eval_every": 50,
+    },
     "EdgeTune_SaveLoRA": {"filename": "edgetune/my_toy"},
     "LoraLoader": {"lora_name": "edgetune/my_toy.safetensors"},
     "Prompt": {"text": "a photo of a sks toy on green grass"},
+    "Prompt with the token": {"text": "a photo of a embedding:my_toy on green grass"},
+    "Prompt without it": {"text": "a photo of a toy on green grass"},
     "Negative prompt": {"text": ""},  # the model was taught none
     "Picture size": {"width": 128, "height": 128, "batch_size": 4},
     "KSampler": {"cfg": 3, "sampler_name": "ddim", "scheduler": "simple"},
@@ -55,6 +66,14 @@ NOTES = {
 grass, sand, snow, water, leaves, bricks, wood, tiles, carpet, cobblestones.
 
 For photos of your own use the workflow **train_and_compare** with a real checkpoint.""",
+    "train_embedding": """## Learn a word for a toy
+
+1. Press **Run**. Nothing has to be installed: the **pocket model** is a small one that comes with the pack.
+2. Compare **Without the token** and **With the token** with **Photos**: seeds are the same, only the word differs.
+3. Choose another toy in **folder**, or let the trainer take more **steps**.
+
+One word cannot hold a whole toy: expect its colours rather than its parts. **Save Embedding** puts it where every \
+**CLIP Text Encode** finds it. For photos of your own use the workflow **train_embedding** with a real checkpoint.""",
     "train_hollowed": """## Train a LoRA of a toy without the centre of the model
 
 1. Press **Run**. Nothing has to be installed: the **pocket model** is a small one that comes with the pack.
