@@ -1,0 +1,298 @@
+"""The paper's ablations of zeroth-order textual inversion, on the pocket model: does it hold in our world?
+
+    python tests/bench/token_study.py RUNS.csv [--only SETTING ...] [--runs 0 1 2] [--set NAME=VALUE ...]
+
+Every setting differs from "zo" in what its name says and takes as many forward passes, but "gradient, equal time". A
+run learns one toy (its number chooses subject and seed); then come the denoising loss of eight fresh views of the toy
+under fixed noise at all timesteps, over that of the initial word (1 is nothing learnt), and, of pictures on five
+grounds that no photo shows, how near they are to the photos (identity, a cosine) and whether the ground is the
+prompt's. One thread. Goes on where it was stopped: what RUNS.csv has is not run again. Prints the tables.
+"""
+
+import argparse
+import csv
+import random
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
+
+import torch
+
+TESTS = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(TESTS))
+import conftest  # noqa: E402, F401, I001
+from pack.nodes import host, host_token  # noqa: E402
+from pack.nodes.host_embeddings import with_token  # noqa: E402
+from pack.nodes.host_pocket import load_pocket  # noqa: E402
+from pack.trainers.config import TokenConfig  # noqa: E402
+from pack.trainers.memory import PhaseMeter  # noqa: E402
+from pack.trainers.photos import Photo, Subject  # noqa: E402
+from pack.trainers.pocket.captions import GROUND_PHRASES  # noqa: E402
+from pack.trainers.pocket.judge_scores import photos_of  # noqa: E402
+from pack.trainers.pocket.judges import identity_score, judge  # noqa: E402
+from pack.trainers.pocket.render import rendered  # noqa: E402
+from pack.trainers.pocket.subjects import GROUNDS as SEEN_GROUNDS  # noqa: E402
+from pack.trainers.pocket.subjects import SUBJECTS  # noqa: E402
+from pack.trainers.pocket.world import Scene, random_view  # noqa: E402
+from pack.trainers.token_inversion import TokenTrained, train_token  # noqa: E402
+from pack.trainers.token_steps import Draw, TokenLoss  # noqa: E402
+from pack.trainers.token_vectors import packed  # noqa: E402
+import nodes  # noqa: E402  ComfyUI's, not ours
+
+NAME, WORD = "my_toy", "toy"
+CAPTION = f"a photo of a embedding:{NAME}"
+NEW_GROUNDS = [ground for ground in GROUND_PHRASES if ground not in SEEN_GROUNDS]
+RUNS = ["robot", "tower", "clown", "mushroom", "lifebuoy", "spaceship"]  # subjects; a run's number is its seed
+PASSES = 600  # forward passes of training in every run
+BASE = TokenConfig(
+    token=NAME,
+    initial_word=WORD,
+    quantization="none",
+    learning_rate=0.03,
+    eval_every=75,
+    eval_samples=8,
+    patience=0,
+    subspace_size=32,
+)
+GRADIENT_RATE = 1e-2
+SECONDS_RATIO = 4.2  # a gradient step over a forward pass of a zo step, in processor time: 130 and 31 ms
+SETTINGS: dict[str, dict] = {  # in the order in which they run
+    "zo": {},
+    "subspace off": {"subspace": "off"},
+    "n = 8": {"zo_perturbations": 8},
+    "t from 0 to 1000": {"t_low": 0, "t_high": 1000},
+    "gradient, equal time": {"method": "gradient"},
+    "int8": {"quantization": "int8"},
+    "n = 1": {"zo_perturbations": 1},
+    "mu = 1e-2": {"zo_epsilon": 1e-2},
+    "mu = 1e-4": {"zo_epsilon": 1e-4},
+    "subspace confined": {"subspace": "confined"},
+    "n = 4": {"zo_perturbations": 4},
+    "gradient, equal passes": {"method": "gradient"},
+    "central": {"difference": "central"},
+}
+DRAWN = (
+    "zo",
+    "gradient, equal passes",
+    "gradient, equal time",
+    "int8",
+    "n = 8",
+)  # the rest would take half as long again
+VIEWS, TIMES = 8, (125, 375, 625, 875)
+EACH = 2  # pictures of each ground
+COLUMNS = ["setting", "run", "subject", "steps", "seconds", "kept_step", "first", "kept", "held_out", "identity"]
+COLUMNS += ["ground", "settings"]
+
+
+class World(NamedTuple):
+    """What all runs share."""
+
+    model: object
+    clip: object
+    vae: object
+
+
+class Toy(NamedTuple):
+    """One subject as latents of photos and of fresh views, and the pictures that judges compare with."""
+
+    photos: list[torch.Tensor]
+    views: list[torch.Tensor]
+    pictures: torch.Tensor  # (5, 3, 128, 128)
+
+
+def toy(world: World, name: str) -> Toy:
+    rng = random.Random(f"token study {name}")
+    fresh = torch.cat([*rendered([Scene(SUBJECTS[name], random_view(rng, SUBJECTS[name])) for _ in range(VIEWS)])])
+    return Toy(latents(world, photos_of(name)), latents(world, fresh), photos_of(name))
+
+
+def latents(world: World, pictures: torch.Tensor) -> list[torch.Tensor]:
+    photos = tuple(Photo(str(i), picture.movedim(0, 2), CAPTION) for i, picture in enumerate(pictures))
+    with torch.inference_mode():
+        return host.encode_photos(
+            world.model, world.vae, Subject(photos, CAPTION, "", 128, False), PhaseMeter(torch.device("cpu"))
+        )
+
+
+class Stage(NamedTuple):
+    """Both networks, ready, with a subject's photos."""
+
+    network: object
+    encoder: object
+    train: object  # config -> TokenTrained
+    held_out: object  # vectors -> loss
+
+
+@contextmanager
+def stage(world: World, subject: Toy, quantization: str) -> Iterator[Stage]:
+    model, clip = world.model, world.clip
+    with (
+        host.trainable(model, quantization) as network,
+        host_token.text_encoder(clip, NAME, quantization) as encoder,
+    ):
+
+        def examples(pictures):
+            return host_token.token_examples(model, network, encoder, pictures, [[CAPTION]] * len(pictures))
+
+        shown, fresh, initial = examples(subject.photos), examples(subject.views), encoder.initial_vectors(WORD, 1)
+
+        def train(config: TokenConfig) -> TokenTrained:
+            meter = PhaseMeter(network.device)
+            return train_token(network, encoder.module, shown, initial, config, meter, lambda step: None, lambda: 2**40)
+
+        def held_out(vectors=initial) -> float:
+            meter = PhaseMeter(network.device)
+            loss = TokenLoss(network, encoder.module, {name: vector.shape for name, vector in vectors.items()}, meter)
+            draws = [Draw(view, 0, t, 1000 * i + t, 0) for i, view in enumerate(fresh) for t in TIMES]
+            return fmean(loss.values(draw, packed(vectors)[None], False)[0] for draw in draws)
+
+        yield Stage(network, encoder, train, held_out)
+
+
+def pictures(world: World, vectors) -> torch.Tensor:
+    """EACH on every new ground, (5 * EACH, 3, 128, 128) in [0, 1]; ten steps."""
+    clip, drawn = with_token(world.clip, NAME, vectors), []
+    with torch.inference_mode():
+        (empty,) = nodes.CLIPTextEncode().encode(clip, "")
+        (size,) = nodes.EmptyLatentImage().generate(128, 128, EACH)
+        for seed, ground in enumerate(NEW_GROUNDS):
+            (text,) = nodes.CLIPTextEncode().encode(clip, f"{CAPTION} {GROUND_PHRASES[ground][0]}")
+            sample = (world.model, seed, 10, 3.0, "ddim", "simple", text, empty, size)
+            drawn += nodes.VAEDecode().decode(world.vae, nodes.KSampler().sample(*sample)[0])
+    return torch.cat(drawn).movedim(3, 1)
+
+
+def judged(drawn: torch.Tensor, photos: torch.Tensor) -> tuple[float, float]:
+    """Identity, and the share of pictures whose ground is the prompt's."""
+    found = judge(drawn)["ground"].names
+    expected = [ground for ground in NEW_GROUNDS for _ in range(EACH)]
+    hits = [a == b for a, b in zip(found, expected, strict=True)]
+    return identity_score(drawn, photos).mean().item(), fmean(hits)
+
+
+def configured(setting: str, run: int, overrides: dict) -> TokenConfig:
+    """The setting's config, with as many steps as PASSES allow."""
+    rate = {"learning_rate": GRADIENT_RATE} if SETTINGS[setting].get("method") == "gradient" else {}
+    config = replace(BASE, **rate | SETTINGS[setting] | overrides, seed=run)
+    passes = PASSES / SECONDS_RATIO if setting.endswith("equal time") else PASSES
+    n = config.zo_perturbations
+    each = 1 if config.method == "gradient" else 2 * n if config.difference == "central" else n + 1
+    return replace(config, steps=int(passes / each))
+
+
+def run_one(world: World, subject: Toy, setting: str, run: int, overrides: dict, words: dict) -> dict:
+    config = configured(setting, run, overrides)
+    with stage(world, subject, config.quantization) as ready:
+        began = time.process_time()
+        trained = ready.train(config)
+        seconds = time.process_time() - began
+    with stage(world, subject, "none") as plain:  # as it will be used
+        held_out = plain.held_out(trained.vectors) / words["held_out"]
+    is_drawn = setting in DRAWN
+    identity, ground = judged(pictures(world, trained.vectors), subject.pictures) if is_drawn else ("", "")
+    losses = [evaluation.loss for evaluation in trained.evaluations]
+    return {
+        "setting": setting,
+        "run": run,
+        "subject": RUNS[run],
+        "steps": len(trained.steps),
+        "seconds": f"{seconds:.1f}",
+        "kept_step": trained.best_step,
+        "first": f"{losses[0]:.6f}",
+        "kept": f"{min(losses):.6f}",
+        "held_out": f"{held_out:.4f}",
+        "identity": f"{identity:.4f}" if is_drawn else "",
+        "ground": f"{ground:.2f}" if is_drawn else "",
+        "settings": " ".join(f"{name}={value}" for name, value in overrides.items()),
+    }
+
+
+def untrained(world: World, subject: Toy) -> dict:
+    """The scores of the initial word."""
+    with stage(world, subject, "none") as ready:
+        vectors = ready.encoder.initial_vectors(WORD, 1)
+        held_out = ready.held_out()
+    identity, ground = judged(pictures(world, vectors), subject.pictures)
+    return {"held_out": held_out, "identity": identity, "ground": ground}
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown, means over runs with the lowest and highest; differences are to "zo" in the same run."""
+    groups = defaultdict(dict)
+    for row in rows:
+        groups[row["setting"]][row["run"]] = row
+    heads = ["setting", "runs", "steps", "CPU s", "loss left, fixed noise", "loss left, fresh views", "minus zo's"]
+    heads += ["identity", "minus zo's", "ground"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for setting, found in groups.items():
+        cells = [setting, str(len(found)), next(iter(found.values()))["steps"]]
+        cells += [f"{fmean(float(row['seconds']) for row in found.values()):.0f}"]
+        cells += [spread([float(row["kept"]) / float(row["first"]) for row in found.values()])]
+        for name in ("held_out", "identity"):
+            if any(row[name] == "" for row in found.values()):
+                cells += ["", ""]
+                continue
+            pairs = [
+                float(row[name]) - float(groups["zo"][run][name]) for run, row in found.items() if run in groups["zo"]
+            ]
+            cells += [spread([float(row[name]) for row in found.values()]), spread(pairs, sign="+")]
+        grounds = [float(row["ground"]) for row in found.values() if row["ground"]]
+        cells.append(f"{fmean(grounds):.2f}" if grounds else "")
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def spread(values: list[float], sign: str = "") -> str:
+    if not values:
+        return ""
+    return f"{fmean(values):{sign}.3f} ({min(values):{sign}.3f} to {max(values):{sign}.3f})"
+
+
+def read_rows(path: Path) -> list[dict]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--only", nargs="+", default=list(SETTINGS), choices=list(SETTINGS), metavar="SETTING")
+    parser.add_argument("--runs", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other settings of all these runs")
+    arguments = parser.parse_args()
+    types = {field.name: type(field.default) for field in fields(TokenConfig)}
+    pairs = [item.split("=", 1) for item in arguments.set]
+    overrides = {name: types[name](value) for name, value in pairs}
+    told = " ".join(f"{name}={value}" for name, value in overrides.items())
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        world = World(*load_pocket())
+    known = read_rows(arguments.file) if arguments.file.exists() else []
+    done = {(row["setting"], row["run"], row["settings"]) for row in known}
+    with arguments.file.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if not known:
+            writer.writeheader()
+        for run in arguments.runs:
+            wanted = [setting for setting in arguments.only if (setting, str(run), told) not in done]
+            if not wanted:
+                continue
+            subject = toy(world, RUNS[run])
+            words = untrained(world, subject)
+            print(f"{RUNS[run]}, initial word: {words}", flush=True)
+            for setting in wanted:
+                row = run_one(world, subject, setting, run, overrides, words)
+                writer.writerow(row)
+                file.flush()
+                print(row, flush=True)
+    print("\n" + table([row for row in read_rows(arguments.file) if row["settings"] == told]))
+
+
+if __name__ == "__main__":
+    main()
