@@ -24,7 +24,7 @@ from ..trainers.objective import Condition, Example, Network, Sample, noise_sche
 from ..trainers.photos import Photo, Subject, downscaled, with_mirrored
 from ..trainers.report import Circumstances, LoadedModel
 from . import host_loaded
-from .host_weights import fit_for_autograd
+from .host_weights import fit_for_autograd, unload
 
 SUPPORTED = "a Stable Diffusion 1.x, 2.x or XL model, or a relative such as SSD-1B"
 
@@ -118,7 +118,7 @@ def encode_subject(
         prompts = {caption: _encode_prompt(model, clip, caption) for caption in captions}
         examples = [_encode_photo(model, vae, photo, prompts[photo.caption], low_res_ratio) for photo in photos]
     for patcher in (clip.patcher, vae.patcher):
-        model_management.unload_model_and_clones(patcher)
+        unload(patcher)
     return examples
 
 
@@ -126,7 +126,7 @@ def encode_photos(model: ModelPatcher, vae: VAE, subject: Subject, meter: PhaseM
     """Latents (C, H, W) of with_mirrored(subject), as the U-Net expects them, on the CPU; the VAE leaves the device."""
     with meter.phase("encode", vae.first_stage_model.parameters()):
         latents = [_latent(model, vae, photo.image) for photo in with_mirrored(subject)]
-    model_management.unload_model_and_clones(vae.patcher)
+    unload(vae.patcher)
     return [_kept(model.model.process_latent_in(latent)) for latent in latents]
 
 
@@ -216,7 +216,7 @@ def trainable(model: ModelPatcher, quantization: str = "none") -> Iterator[Netwo
             yield Network(unet, _predictor(patcher), scheduler, dtype, patcher.load_device, waiting)
     finally:
         if patcher is not model:
-            model_management.unload_model_and_clones(patcher)
+            unload(patcher)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ weights are loaded strictly: a tensor missing or left over is an error here, whe
 import re
 from collections.abc import Mapping
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,7 +97,9 @@ def _model(weights: Weights, disable_dynamic: bool = False) -> ModelPatcher:
         weight_dtype=utils.weight_dtype(weights.unet),
     )
     manual_cast = model_management.unet_manual_cast(dtype, load_device, supported)
-    config.set_inference_dtype(dtype, manual_cast, device=load_device)
+    # older ComfyUIs take no device
+    device = {"device": load_device} if "device" in signature(config.set_inference_dtype).parameters else {}
+    config.set_inference_dtype(dtype, manual_cast, **device)
     offload_device = model_management.unet_offload_device()
     network = config.get_model({}, device=offload_device)
     patcher_class = ModelPatcher if disable_dynamic else CoreModelPatcher

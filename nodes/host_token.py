@@ -21,7 +21,7 @@ from ..trainers.token_steps import TokenExample
 from ..trainers.token_table import looked_up_in_ram
 from .host import _size_vector, _token_width
 from .host_embeddings import embedding_table, encoder_names, with_lookup
-from .host_weights import fit_for_autograd
+from .host_weights import fit_for_autograd, unload
 
 MARK = torch.zeros(1)  # where a vector of the token goes; no vector is one number wide
 
@@ -161,7 +161,7 @@ def text_encoder(clip: CLIP, name: str, quantization: str = "none") -> Iterator[
     finally:
         module.reset_clip_options()
         if private:
-            model_management.unload_model_and_clones(clip.patcher)
+            unload(clip.patcher)
 
 
 def token_examples(

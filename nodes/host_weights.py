@@ -30,9 +30,15 @@ def fit_for_autograd(patcher: ModelPatcher, module: nn.Module, quantization: str
     if quantization == "none":
         # So much memory asked for makes ComfyUI unload every other model.
         model_management.load_models_gpu([patcher], memory_required=1e20 if alone else 0, force_full_load=True)
+        asking = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
         with torch.inference_mode(False), torch.enable_grad():
             _make_normal(module)
-            yield 0
+            try:
+                yield 0
+            finally:
+                for name, parameter in module.named_parameters():
+                    if name in asking:  # such as CLIP's logit scale
+                        parameter.requires_grad_(True)
         return
     with ExitStack() as stack:
         others = [] if alone else [m for m in model_management.current_loaded_models if not patcher.is_clone(m.model)]
@@ -48,11 +54,21 @@ def fit_for_autograd(patcher: ModelPatcher, module: nn.Module, quantization: str
         yield waiting
 
 
+def unload(patcher: ModelPatcher) -> None:
+    """Take a model and its clones off the device."""
+    loaded = model_management.current_loaded_models
+    others = [one for one in loaded if one.model is not None and not patcher.is_clone(one.model)]
+    model_management.free_memory(1e30, patcher.load_device, keep_loaded=others)
+
+
 def _make_normal(module: nn.Module) -> None:
-    """Replace inference tensors by normal ones of the same value, one at a time.
+    """Freeze the weights, and replace inference tensors by normal ones of the same value, one at a time.
 
     Except ComfyUI's QuantizedTensors: a clone of one cannot be unloaded. No LoRA sits on their layers.
     """
+    for parameter in module.parameters():
+        if parameter.requires_grad and not parameter.is_inference():
+            parameter.requires_grad_(False)
     for part in module.modules():
         for name, parameter in part._parameters.items():
             if type(parameter) is nn.Parameter and parameter.is_inference():

@@ -146,7 +146,8 @@ class _Keeper:
                 self.save()
             if self.saves.should_stop():
                 self.saves.is_stopped = True
-                return
+                break
+        self.save()
 
     def _begin(self) -> None:
         """Remember how the step began: it may not end."""

@@ -90,7 +90,7 @@ def train_token(
             draw = draw_step(examples, config, generator)
             log.add(run.kind, run.step(draw), draw.t, run.rates)
             best.consider(step, run.token)
-    best.consider(len(log.history), run.token, is_last=True)
+        best.consider(len(log.history), run.token, is_last=True)
     return TokenTrained(vectors(best.token), log.history, best.evaluations, best.step, run.is_batched)
 
 
