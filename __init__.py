@@ -3,8 +3,9 @@
 import logging
 
 try:
+    # Not there when pytest imports this file to collect tests/.
     from comfyui_version import __version__ as comfyui
-except ImportError:  # pytest imports this file when it collects tests/, with no ComfyUI around
+except ImportError:
     comfyui = "0"
 
 WEB_DIRECTORY = "./web"
