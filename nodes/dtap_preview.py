@@ -19,6 +19,7 @@ class DTAPPreview(io.ComfyNode):
             display_name="DTAP Scheduler Preview",
             category="training/EdgeTune",
             description=cls.__doc__,
+            search_aliases=["training schedule", "timestep sampling", "BP-low", "ZO-high", "noise schedule"],
             is_output_node=True,
             inputs=[
                 io.Int.Input("steps", default=1000, min=1, max=100_000, tooltip="Training steps of the run."),

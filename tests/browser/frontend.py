@@ -38,11 +38,15 @@ class Canvas:
         page.on("console", self._note)
         page.on("pageerror", lambda error: self.messages.append(f"uncaught: {error}"))
         page.route("**/*", lambda route: route.continue_() if self._is_local(route.request.url) else route.abort())
-        settings = SETTINGS | {"Comfy.VueNodes.Enabled": is_nodes2}
-        assert page.request.post(f"{url}/api/settings", data=settings).ok
+        for setting, value in (SETTINGS | {"Comfy.VueNodes.Enabled": is_nodes2}).items():
+            self.set(setting, value)
         page.goto(url)
         self._settle()
         self.loaded_messages, self.messages = self.messages, []
+
+    def set(self, setting: str, value: object) -> None:
+        """Change one of the user's settings, for pages that are loaded from now on."""
+        assert self.page.request.post(f"{self.url}/api/settings", data={setting: value}).ok
 
     def reload(self) -> None:
         """Load the page again, with what was open in it."""

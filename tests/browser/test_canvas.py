@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from locales import chinese
+
 pytestmark = pytest.mark.browser
 
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
@@ -133,3 +135,18 @@ def test_the_info_button_shows_the_help(canvas):
     canvas.page.get_by_test_id("info-button").click()
     canvas.page.get_by_text("arXiv:2507.10029").first.wait_for(state="attached")
     canvas.page.evaluate("() => app.canvas.deselectAll()")
+
+
+def test_the_nodes_speak_the_language_of_the_frontend(canvas):
+    name = "() => LiteGraph.registered_node_types.EdgeTune_SelectiveTrainer.title"
+    assert canvas.page.evaluate(name) == "Selective BP/ZO Trainer"
+    canvas.set("Comfy.Locale", "zh")
+    try:
+        canvas.reload()
+        assert canvas.page.evaluate(name) == chinese()["Selective BP/ZO Trainer"]
+        canvas.open(read("train_and_save"), "train_and_save")
+        assert canvas.complaints() == []
+        assert canvas.messages == []
+    finally:
+        canvas.set("Comfy.Locale", "en")
+        canvas.reload()

@@ -4,7 +4,7 @@ export const COLOURS = { bp: "#e8994f", zo: "#6a9be0" };
 const RAW_ALPHA = 0.5;
 const SMALLEST = 1e-9; // loss that the axis, which is logarithmic, can show
 const MARKS = 5; // pixels, height of the strip of kinds
-const LEFT = 34; // of the numbers
+const LEFT = 42; // of the numbers
 const SHORTEST = 20; // steps that the axis shows at least
 const SAMPLED = 500; // losses that are looked at to find the range
 

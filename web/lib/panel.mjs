@@ -11,6 +11,7 @@ const STYLE = `
     color: var(--input-text, #ddd); background: var(--comfy-input-bg, #222); }
   .row { display: flex; justify-content: space-between; gap: 8px; white-space: nowrap; }
   .row > * { overflow: hidden; text-overflow: ellipsis; }
+  .over .row:first-child { white-space: normal; }
   canvas { flex: 1; min-height: 0; width: 100%; }
   .faint { opacity: 0.75; }
   .kind::before { content: ""; display: inline-block; width: 8px; height: 8px; margin-right: 4px; border-radius: 2px;
@@ -104,7 +105,8 @@ export class Panel {
     this.#part("status").textContent = text || (last ? `Step ${last.step} of ${last.steps}` : "Starting");
     this.#part("status").title = text ?? "";
     const pace = run.stepsPerSecond ? rateText(run.stepsPerSecond) : "";
-    this.#part("pace").textContent = isRunning && pace ? `${pace} \u00b7 ${timeText(run.secondsLeft)} left` : pace;
+    this.#part("pace").textContent = isRunning && pace ? `${pace} \u00b7 ${timeText(run.secondsLeft)} left` : "";
+    this.root.querySelector(".panel").classList.toggle("over", !isRunning);
     this.#part("buttons").hidden = !isRunning;
     this.#part("problem").textContent = problem ?? "";
     for (const [kind, { smooth, steps }] of Object.entries(run.series)) {
