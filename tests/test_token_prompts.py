@@ -4,7 +4,7 @@ import pytest
 import tiny
 import torch
 from pack.nodes.host_embeddings import with_token
-from pack.trainers.token_prompts import TEMPLATES, check_token_name, with_embedding
+from pack.trainers.token_prompts import TEMPLATES, check_token_name, training_captions, with_embedding
 
 BAD_NAMES = [
     ("", "empty"),
@@ -94,3 +94,13 @@ def test_the_27_templates(clip):
     with_name = with_token(clip, "my_dog", {"clip_l": torch.zeros(1, tiny.WIDTH)})
     for template in TEMPLATES:
         assert vectors_in(with_name, with_embedding(template, "{}", "my_dog")) == [1.0]
+
+
+def test_training_captions_are_templates_or_the_photo_s_own():
+    assert len(training_captions("templates", "", "dog", "rex")) == len(TEMPLATES)
+    assert training_captions("one caption", "a cat", "dog", "rex") == ["a photo of a embedding:rex"]
+    for caption in ("a sks dog asleep", "a rex asleep", "a embedding:rex asleep"):
+        assert training_captions("photo captions", caption, "sks dog", "rex") == ["a embedding:rex asleep"]
+    with pytest.raises(ValueError, match="captions: 'a cat' has no 'sks dog' in it"):
+        training_captions("photo captions", "a cat", "sks dog", "rex")
+    assert training_captions("photo captions", "a rex-like dog", "dog", "rex") == ["a rex-like embedding:rex"]

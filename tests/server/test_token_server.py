@@ -103,7 +103,7 @@ def test_a_token_is_learnt_saved_and_the_same_from_its_file(server, checkpoint, 
     assert is_same(without, again) and is_same(with_token, from_file)
 
 
-def test_the_same_seed_gives_the_same_token(server, name):
+def test_candidates_at_once_and_one_by_one_learn_the_same(server, name):
     losses = []
     for _ in range(2):
         workflow = prompt("pocket_train_embedding", name, candidates=("batch", "one_by_one")[len(losses)])
