@@ -73,8 +73,9 @@ For photos of your own use the workflow **train_and_compare** with a real checkp
 3. Choose another toy in **folder**, or let the trainer take more **steps**.
 
 One word cannot hold a whole toy: expect its colours rather than its parts. With **method** *gradient*, \
-**learning_rate** 0.01 and 150 **steps** it learns more in less time here, in more memory. **Save Embedding** puts it where every \
-**CLIP Text Encode** finds it. For photos of your own use the workflow **train_embedding** with a real checkpoint.""",
+**learning_rate** 0.01 and 150 **steps** it learns more in less time here, in more memory. **Save Embedding** puts it \
+where every **CLIP Text Encode** finds it. For photos of your own use the workflow **train_embedding** with a real \
+checkpoint.""",
     "train_hollowed": """## Train a LoRA of a toy without the centre of the model
 
 1. Press **Run**. Nothing has to be installed: the **pocket model** is a small one that comes with the pack.
