@@ -1,5 +1,6 @@
 """Pictures drawn during training: the sampler against a second one, and training that does not notice."""
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -124,3 +125,13 @@ def test_a_cancel_while_a_picture_is_drawn_is_a_cancel():
 
     with pytest.raises(InterruptProcessingException):
         host_preview.Previews(1, draw)(type("Step", (), {"step": 1}))
+
+
+def test_what_is_decoded_is_the_photo_that_was_encoded(pocket):
+    model, clip, vae = pocket
+    photo = load_subject(PHOTOS / "robot", SubjectSettings("a photo of a sks toy", 128), PHOTOS).subject.photos[0]
+    with torch.inference_mode():
+        latent = model.model.process_latent_in(host._latent(model, vae, photo.image))
+        picture = host_preview._decoder(model, vae)(latent)
+    difference = torch.from_numpy(np.asarray(picture, np.float32) / 255) - photo.image
+    assert difference.abs().mean() < 0.05

@@ -13,7 +13,7 @@ from torch import Tensor
 from .objective import Condition, Network
 
 STEPS = 15
-GUIDANCE = 5.0
+GUIDANCE = 4.0
 
 
 @torch.inference_mode()

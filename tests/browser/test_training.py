@@ -20,6 +20,11 @@ SET = """settings => {
             node.widgets.find(w => w.name === name).value = value;
 }"""
 SAVED = "() => JSON.parse(JSON.stringify(app.rootGraph.serialize()))"
+LISTEN = """() => {
+    window.end = null;
+    for (const end of ['execution_success', 'execution_error', 'execution_interrupted'])
+        app.api.addEventListener(end, () => { window.end = end; });
+}"""
 FIND = "type => Number(app.graph.nodes.find(n => n.type === type).id)"
 TO_SUBGRAPH = """type => {
     const node = app.graph.nodes.find(n => n.type === type);
@@ -138,6 +143,16 @@ class TestARun:
         assert step - sum(map(int, counts)) in (-1, 0, 1)  # the two are read one after the other
         panel(canvas).get_by_role("button", name="Cancel").click()
         panel(canvas).get_by_text("Cancelled").wait_for()
+
+    def test_the_run_button_starts_it_and_stop_and_keep_ends_it_with_a_result(self, canvas):
+        canvas.page.evaluate(SET, [(TRAINER, "steps", 100_000), (TRAINER, "seed", 3 + 10 * canvas.is_nodes2)])
+        canvas.page.evaluate(LISTEN)
+        canvas.page.get_by_test_id("queue-button").click()
+        panel(canvas).get_by_text(re.compile("Step [1-9]")).wait_for(timeout=120_000)
+        panel(canvas).get_by_role("button", name="Stop and keep").click()
+        canvas.finish(timeout_s=120)
+        panel(canvas).get_by_text(re.compile(r"stopped at step \d+ of 100000")).wait_for()
+        assert canvas.messages == []
 
     def test_in_a_sub_graph_is_shown_inside_it(self, canvas):
         outer = canvas.page.evaluate(TO_SUBGRAPH, TRAINER)
