@@ -36,7 +36,7 @@ CASES = {
         "test_a_setting_is_refused_by_name": "settings out of range, NaN, infinite, unknown",
         "test_a_file_name_is_refused": "file names that leave the folder or that Windows refuses",
         "test_a_folder_is_refused_before_and_while_running": "folders outside, absent, linked out, empty",
-        "test_photos_and_captions_that_cannot_be_used_are_named": "files in them: 9 kinds of damage, links, 400 megapixels",
+        "test_photos_and_captions_that_cannot_be_used_are_named": "photos and captions: 9 kinds of damage, links, 400 megapixels",
         "test_what_photos_become_is_refused_by_name": "settings of Load Subject Images",
         "test_images_that_are_none_are_refused": "IMAGE batches that are none",
         "test_parts_of_another_family_are_refused": "CLIP and VAE of another family",
@@ -72,11 +72,11 @@ def soaked(count: str) -> str:
     result = subprocess.run([sys.executable, TESTS / "soak.py", count], capture_output=True, text=True, check=True)
     told = json.loads(result.stdout.splitlines()[-1])
     warm, end = told["warm"], told["end"]
-    growth = end["resident_bytes"] / warm["resident_bytes"] - 1
+    first, last = (state["resident_bytes"] / 2**20 for state in (warm, end))
     return (
-        f"{told['trainings']} short trainings in one process, the three trainers in turn: resident memory "
-        f"{warm['resident_bytes'] / 2**20:,.0f} MiB after the warm-up, {end['resident_bytes'] / 2**20:,.0f} MiB at the "
-        f"end ({growth:+.1%}); threads {warm['threads']} and {end['threads']}; files {warm['files']} and {end['files']}."
+        f"{told['trainings']} short trainings in one process, the three trainers in turn: resident memory\n"
+        f"{first:,.0f} MiB after the warm-up, {last:,.0f} MiB at the end ({last / first - 1:+.1%}); "
+        f"threads {warm['threads']} and {end['threads']};\nfiles {warm['files']} and {end['files']}."
     )
 
 
