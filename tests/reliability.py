@@ -36,7 +36,7 @@ CASES = {
         "test_a_setting_is_refused_by_name": "settings out of range, NaN, infinite, unknown",
         "test_a_file_name_is_refused": "file names that leave the folder or that Windows refuses",
         "test_a_folder_is_refused_before_and_while_running": "folders outside, absent, linked out, empty",
-        "test_photos_and_captions_that_cannot_be_used_are_named": "photos, captions: 9 kinds of damage, links, 400 megapixels",
+        "test_photos_and_captions_that_cannot_be_used_are_named": "9 kinds of damaged or linked photos and captions",
         "test_what_photos_become_is_refused_by_name": "settings of Load Subject Images",
         "test_images_that_are_none_are_refused": "IMAGE batches that are none",
         "test_parts_of_another_family_are_refused": "CLIP and VAE of another family",
