@@ -56,10 +56,11 @@ def bits(model) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("quantization", ["none", "int8"])
 def test_a_token_is_learnt_on_scaled_layers(scaled, quantization):
     """Convolutions are quantised, if so asked. ComfyUI can unload the model afterwards."""
-    before = bits(scaled)
-    report = run(scaled, tiny.tiny_clip("sd1"), quantization=quantization, steps=2, eval_every=0).result[-1]
+    before, clip = bits(scaled), tiny.tiny_clip("sd1")
+    words = clip.cond_stage_model.clip_l.transformer.get_input_embeddings().weight.nbytes
+    report = run(scaled, clip, quantization=quantization, steps=2, eval_every=0).result[-1]
     assert report.steps_zo == 2
-    assert (report.waiting_bytes > 0) == (quantization == "int8")
+    assert report.waiting_bytes == words if quantization == "none" else report.waiting_bytes > words
     with torch.inference_mode():
         model_management.unload_all_models()
     after = bits(scaled)

@@ -131,13 +131,16 @@ def test_evaluations_change_nothing_of_what_is_learnt():
 
 
 def contents(module) -> dict:
-    return {name: value.clone() for name, value in (*module.named_parameters(), *module.named_buffers())}
+    """Copies of all tensors by name, with what they say of gradients."""
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    return {name: value.detach().clone().requires_grad_(value.requires_grad) for name, value in tensors}
 
 
 def assert_unchanged(module, before: dict) -> None:
     after = contents(module)
     assert after.keys() == before.keys() and all(torch.equal(after[name], value) for name, value in before.items())
-    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in module.parameters())
+    assert all(after[name].requires_grad == value.requires_grad for name, value in before.items())
+    assert all(parameter.grad is None for parameter in module.parameters())
 
 
 class Cancelled(BaseException):

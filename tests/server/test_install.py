@@ -9,13 +9,18 @@ import pytest
 from comfyui import start_server
 from pack.workflows.runtime import ROOT
 
-NODES = {
+NODES = {  # as the design has them
     "EdgeTune_LoadPocketModel": "Load Pocket Model",
     "EdgeTune_LoadSubjectImages": "Load Subject Images",
     "EdgeTune_SelectiveTrainer": "Selective BP/ZO Trainer",
     "EdgeTune_HollowedNetTrainer": "Hollowed Net Trainer",
+    "EdgeTune_ZOTextualInversion": "Quantize + ZO Textual Inversion",
     "EdgeTune_SaveLoRA": "Save LoRA",
+    "EdgeTune_SaveEmbedding": "Save Embedding",
     "EdgeTune_DTAPPreview": "DTAP Scheduler Preview",
+    "EdgeTune_PlanVRAM": "Plan VRAM",
+    "EdgeTune_VRAMReport": "VRAM Report",
+    "EdgeTune_EvaluateSubject": "Evaluate Subject",
 }
 
 
