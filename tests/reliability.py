@@ -91,7 +91,7 @@ def main() -> None:
         "of its asserts hold: the message names the input and what to do, files are whole, a run that is gone on with\n"
         "ends in the same bits, and nothing of ComfyUI's has changed (tests/host_state.py).\n\n"
         "| Case | held | test |\n|---|---|---|\n" + "\n".join(lines) + "\n\n"
-        "## Soak\n\n" + soaked(sys.argv[1] if len(sys.argv) > 1 else "60") + "\n",
+        "## Soak\n\n" + soaked(sys.argv[1] if len(sys.argv) > 1 else "120") + "\n",
         encoding="utf-8",
     )
 

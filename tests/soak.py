@@ -36,4 +36,4 @@ def soak(count: int) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps(soak(int(sys.argv[1]) if len(sys.argv) > 1 else 60)))
+    print(json.dumps(soak(int(sys.argv[1]) if len(sys.argv) > 1 else 120)))

@@ -1,5 +1,7 @@
 """Live bytes against sums done by hand."""
 
+import gc
+import weakref
 from contextlib import nullcontext
 
 import pytest
@@ -36,6 +38,16 @@ def test_a_chain_of_products_costs_its_results(mode):
         assert meter.live == RESIDENT + OUTPUT
         del output
         assert (meter.live, meter.peak) == (RESIDENT, RESIDENT + HIDDEN + OUTPUT)
+
+
+def test_a_meter_does_not_live_as_long_as_the_weights_it_saw():
+    weight = torch.ones(4)
+    with LiveBytes([weight]) as meter:
+        pass
+    seen = weakref.ref(meter)
+    del meter
+    gc.collect()
+    assert seen() is None and weight.sum() == 4
 
 
 @MODES

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -42,6 +43,7 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()
         self.live = self.peak = 0
         self._storages: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+        self._watched: set[weakref.ref] = set()  # weakref.finalize() would keep the meter for as long as a weight lives
         for tensor in resident:
             self._see(tensor)
 
@@ -58,12 +60,13 @@ class LiveBytes(TorchDispatchMode):
             return
         size = storage.nbytes()
         self._storages.add(storage)
-        weakref.finalize(storage, self._forget, size).atexit = False
+        self._watched.add(weakref.ref(storage, partial(self._forget, size)))
         self.live += size
         self.peak = max(self.peak, self.live)
 
-    def _forget(self, size: int) -> None:
+    def _forget(self, size: int, reference: weakref.ref) -> None:
         self.live -= size
+        self._watched.discard(reference)
 
 
 class NestedPeaks:
