@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 TRAINER, REPORT = "EdgeTune_SelectiveTrainer", "EdgeTune_VRAMReport"
 SMALL = {
     ("EdgeTune_LoadSubjectImages", "resolution"): 64,
-    (TRAINER, "steps"): 4,
+    (TRAINER, "steps"): 8,
     (TRAINER, "strategy"): "random",
 }
 
