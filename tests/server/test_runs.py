@@ -59,12 +59,13 @@ def prompt(name: str, lora: str, folder: str = SUBJECT, **trainer) -> dict:
 
 
 def run(server, workflow: dict):
-    """Outputs by class type, and the messages on the way."""
+    """Outputs by class type, in the order of the workflow's nodes, and the messages on the way."""
     events = []
     entry = server.client.run(workflow, on_event=lambda kind, data: events.append((kind, data)), timeout_s=240)
     outputs = {}
-    for node_id, output in entry["outputs"].items():
-        outputs.setdefault(workflow[node_id]["class_type"], []).append(output)
+    for node_id, node in workflow.items():
+        if node_id in entry["outputs"]:
+            outputs.setdefault(node["class_type"], []).append(entry["outputs"][node_id])
     return outputs, events
 
 
