@@ -176,7 +176,7 @@ def token_examples(
     Raises ValueError where a caption does not, and where the CLIP does not belong to the model; RuntimeError where the
     device had no room for both.
     """
-    if any(parameter.device != network.device for parameter in network.unet.parameters()):
+    if any(p.device != network.device for p in network.unet.parameters() if not p.is_meta):  # whose memory is counted
         raise RuntimeError(
             f"{network.device} has no room for model and clip at once, which steps need; set quantization to int8"
         )
