@@ -4,8 +4,9 @@
     python tests/bench/memory_table.py --again [...]   counts all of these models anew
 
 Peaks of live bytes of the trainers' own steps on fake tensors (trainers/planning.py) on U-Nets of the true size: batch
-1, LoRA on attention, only the U-Net on the device. No machine and no load changes them. Takes minutes on one core, no
-GPU and hardly any memory; every figure is kept in memory_table.json as soon as it is there.
+1, LoRA on attention, only the U-Net on the device; for a token the text encoder too (tests/token_bytes.py). No machine
+and no load changes them. Takes minutes on one core, no GPU and hardly any memory; every figure is kept in
+memory_table.json as soon as it is there.
 """
 
 import argparse
@@ -24,17 +25,20 @@ sys.path.insert(0, str(TESTS))
 import conftest  # noqa: E402, F401, I001
 from full_size import blank_photo, full_size_network  # noqa: E402
 from checkpoints import FULL_SIZE  # noqa: E402
-from pack.trainers.config import HollowConfig, SelectiveConfig  # noqa: E402
+from token_bytes import token_memory  # noqa: E402
+from pack.trainers.config import HollowConfig, SelectiveConfig, TokenConfig  # noqa: E402
 from pack.trainers.plan import STEPS  # noqa: E402
 from pack.trainers.planning import planned_phases  # noqa: E402
-from pack.trainers.published import MIB, POSTER, SELECTIVE_ROWS, WITH_ALL  # noqa: E402
+from pack.trainers.published import MIB, POSTER, SELECTIVE_ROWS, WITH_ALL, ZOODIP  # noqa: E402
 
 ROOT = TESTS.parent
 STORE = Path(__file__).with_suffix(".json")
 BEGIN, END = "<!-- memory table: begin -->", "<!-- memory table: end -->"
 NAMES = {"sd15": "SD 1.5", "sd21": "SD 2.1", "sdxl": "SDXL", "ssd1b": "SSD-1B"}
 RATIOS = (1, 0.75, 0.625, 0.5)
-POSTER_KIND, HOLLOWED = "sd21", "hollowed"  # the poster of Hollowed Net has this model alone
+POSTER_KIND, ZOODIP_KIND = "sd21", "sd15"  # the models of the poster of Hollowed Net, and of ZOODiP's table
+HOLLOWED, TOKEN = "hollowed", "token"
+STEP = TokenConfig(steps=1, candidates="one_by_one", eval_samples=1, subspace="off")  # int8, by forward passes
 PHASES = ("inference", "cache", "bp", "zo")
 
 
@@ -66,7 +70,7 @@ class Case:
     """One run of one model."""
 
     kind: str  # key of checkpoints.FULL_SIZE
-    run: float | str  # low_res_ratio of the selective trainer, or HOLLOWED
+    run: float | str  # low_res_ratio of the selective trainer, HOLLOWED or TOKEN
     precision: Precision
 
     @property
@@ -89,6 +93,8 @@ class Case:
 
     def count(self) -> dict[str, int]:
         """Peak bytes by phase."""
+        if self.run == TOKEN:
+            return {"zo": token_memory(self.kind, self.side_px, STEP).total}
         network, side = full_size_network(self.kind, getattr(torch, self.precision.dtype)), self.side_px
         phases = planned_phases(network, lambda ratio: blank_photo(self.kind, round(side * ratio)), self.config())
         return {phase.name: phase.peak_bytes for phase in phases}
@@ -100,6 +106,8 @@ def cases(kind: str) -> Iterator[Case]:
         yield from (Case(kind, ratio, precision) for precision in PRECISIONS[kind])
     if kind == POSTER_KIND:
         yield from (Case(kind, HOLLOWED, precision) for precision in PRECISIONS[kind])
+    if kind == ZOODIP_KIND:  # where there is nothing to checkpoint
+        yield Case(kind, TOKEN, INT8)
 
 
 def stored() -> dict[str, dict[str, int]]:
@@ -120,6 +128,8 @@ def readme_table(figures: dict[str, dict[str, int]]) -> str:
         ]
         if kind == POSTER_KIND:
             runs.append(("Hollowed Net, rank 128", HOLLOWED, f"{_mib(POSTER.bytes)} (float32)"))
+        if kind == ZOODIP_KIND:
+            runs.append(("textual inversion, ZO", TOKEN, f"{_mib(ZOODIP.bytes)} (int8)"))
         for words, run, published in runs:
             cells = [_mib(_peak(figures, Case(kind, run, column))) for column in columns]
             lines.append(_row([f"{where}: {words}", published, *cells]))
