@@ -23,8 +23,15 @@ FOUND = {
 @pytest.mark.parametrize("words", FOUND)
 def test_a_node_is_found_by_name_or_method_and_placed_with_the_mouse(canvas, words):
     canvas.open(json.loads(json.dumps(EMPTY)), "empty")
-    canvas.page.mouse.dblclick(800, 500)
-    canvas.page.get_by_role("combobox", expanded=True).fill(words)
+    search = canvas.page.get_by_role("combobox", expanded=True)
+
+    def opened() -> bool:  # a busy page may take two clicks for single ones
+        canvas.page.mouse.dblclick(800, 500)
+        canvas.page.wait_for_timeout(1000)
+        return search.is_visible()
+
+    canvas.wait(opened, timeout_s=15)
+    search.fill(words)
     canvas.page.get_by_test_id("result-item").first.wait_for()
     canvas.page.wait_for_timeout(700)  # the list follows the words with a delay
     canvas.page.keyboard.press("Enter")
