@@ -8,6 +8,7 @@ from .evaluate import EvaluateSubject
 from .files import SaveEmbedding, SaveLoRA
 from .load_pocket_model import LoadPocketModel
 from .load_subject import LoadSubjectImages
+from .plan_vram import PlanVRAM
 from .train_embedding import ZOTextualInversion
 from .train_hollow import HollowedNetTrainer
 from .train_selective import SelectiveTrainer
@@ -27,6 +28,7 @@ class EdgeTune(ComfyExtension):
             ZOTextualInversion,
             SaveLoRA,
             SaveEmbedding,
+            PlanVRAM,
             VRAMReport,
             DTAPPreview,
             EvaluateSubject,

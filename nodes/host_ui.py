@@ -66,6 +66,11 @@ def cache_reporter(node_id: str | None) -> Callable[[int, int], None]:
     return report
 
 
+def send_stage(node_id: str | None, text: str) -> None:
+    """Tell the browser what a run is about."""
+    _send("edgetune.stage", {**current_place(node_id)._asdict(), "text": text})
+
+
 def send_done(node_id: str | None, summary: str) -> None:
     """Tell the browser that the run is over."""
     RUNS.end(node_id, summary)

@@ -1,6 +1,7 @@
 """Quantize + ZO Textual Inversion: schema, and the few lines that run it."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from comfy_api.latest import io
 from torch import Tensor
@@ -14,7 +15,8 @@ from ..trainers.report import token_report
 from ..trainers.saving import Product
 from ..trainers.token_inversion import train_token
 from ..trainers.token_prompts import embedding_prompt, training_captions
-from . import host, host_embeddings, host_preview, host_saves, host_token, host_ui, token_inputs
+from . import host, host_embeddings, host_preview, host_saves, host_token, token_inputs
+from .host_planned import budget, planned_run
 from .sockets import EmbeddingSocket
 from .training import finished, latent_facts, models, seed, story
 
@@ -44,6 +46,7 @@ class ZOTextualInversion(io.ComfyNode):
                 *token_inputs.evaluation(),
                 *host_saves.inputs(),
                 *host_preview.inputs("a photo of embedding:NAME"),
+                budget("candidates and quantization"),
             ],
             outputs=[
                 io.Clip.Output("clip", tooltip="The clip, which now knows the token, for CLIP Text Encode."),
@@ -68,12 +71,17 @@ class ZOTextualInversion(io.ComfyNode):
         **settings,
     ) -> io.NodeOutput:
         config, node_id = TokenConfig(**settings), cls.hidden.unique_id
-        name, word, low = config.token, config.replaced_words or config.initial_word, config.quantization
+        name, word = config.token, config.replaced_words or config.initial_word
         photos = with_mirrored(subject)
         texts = [training_captions(config.captions, photo.caption, word, name) for photo in photos]
-        facts = host.model_facts(model, needs_plain_layers=config.method == "gradient")
-        meter = PhaseMeter(facts.device)
-        with host_saves.saved_run(node_id, NAME, config, subject, save_every, resume, _so_far(name)) as saves:
+        run = planned_run(node_id, config, model, subject, clip)
+        config, low, meter = run.config, run.config.quantization, PhaseMeter(model.load_device)
+        with (
+            run.explained(),
+            host_saves.saved_run(
+                node_id, NAME, replace(config, budget_gb=0.0), subject, save_every, resume, _so_far(name)
+            ) as saves,
+        ):
             latents = host.encode_photos(model, vae, subject, meter)
             saves.check("encoded", latent_facts(latents))
             with host.trainable(model, low) as network, host_token.text_encoder(clip, name, low) as encoder:
@@ -90,12 +98,12 @@ class ZOTextualInversion(io.ComfyNode):
                     encoder.initial_vectors(config.initial_word, config.num_vectors),
                     config,
                     meter,
-                    host_ui.step_reporter(node_id, config.steps, picture=previews),
+                    run.on_step(previews),
                     host_token.free_bytes(network),
                     saves,
                     present.append,
                 )
-        given = host.circumstances(facts, subject, network.waiting_bytes + encoder.waiting_bytes)
+        given = run.circumstances(subject, network.waiting_bytes + encoder.waiting_bytes)
         report = token_report(config, trained, meter, given)
         learnt = host_embeddings.with_token(clip, name, trained.vectors)
         embedding = Embedding(name, trained.vectors, report)

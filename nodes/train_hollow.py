@@ -1,6 +1,7 @@
 """Hollowed Net Trainer: schema, and the few lines that run it."""
 
 import logging
+from dataclasses import replace
 
 from comfy_api.latest import io
 
@@ -11,6 +12,7 @@ from ..trainers.hollow_forward import MODES
 from ..trainers.memory import PhaseMeter
 from ..trainers.report import hollow_report
 from . import host, host_hollow, host_saves, host_two_path, host_ui
+from .host_planned import budget, planned_run
 from .host_weights import OFFLOAD_DEVICE
 from .training import encoded_facts, finished, lora_so_far, models, more_lora, more_memory, more_steps, outputs, seed
 
@@ -40,6 +42,7 @@ class HollowedNetTrainer(io.ComfyNode):
                 *_more_hollow(),
                 *more_memory(),
                 *host_saves.inputs(),
+                budget("gradient_checkpointing, quantization and hollow_fraction"),
             ],
             outputs=outputs(),
             hidden=[io.Hidden.unique_id],
@@ -47,10 +50,15 @@ class HollowedNetTrainer(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, clip, vae, subject, save_every=100, resume=host_saves.OFF, **settings) -> io.NodeOutput:
-        config, node_id = HollowConfig(**settings), cls.hidden.unique_id
-        facts = host.model_facts(model)
-        meter = PhaseMeter(facts.device)
-        with host_saves.saved_run(node_id, NAME, config, subject, save_every, resume, lora_so_far) as saves:
+        node_id = cls.hidden.unique_id
+        run = planned_run(node_id, HollowConfig(**settings), model, subject)
+        config, meter = run.config, PhaseMeter(model.load_device)
+        with (
+            run.explained(),
+            host_saves.saved_run(
+                node_id, NAME, replace(config, budget_gb=0.0), subject, save_every, resume, lora_so_far
+            ) as saves,
+        ):
             examples = [example.high for example in host.encode_subject(model, clip, vae, subject, 1.0, meter)]
             saves.check("encoded", encoded_facts(examples))
             with host.trainable(model, config.quantization) as network:
@@ -60,13 +68,13 @@ class HollowedNetTrainer(io.ComfyNode):
                     config,
                     host.lora_names(model),
                     meter,
-                    host_ui.step_reporter(node_id, config.steps),
+                    run.on_step(),
                     cache_path=host_hollow.cache_path(),
                     offload_device=OFFLOAD_DEVICE,
                     on_cached=host_ui.cache_reporter(node_id),
                     saves=saves,
                 )
-        report = hollow_report(config, trained, meter, host.circumstances(facts, subject, network.waiting_bytes))
+        report = hollow_report(config, trained, meter, run.circumstances(subject, network.waiting_bytes))
         logger.info("%s", report.hollow)
         patched = (
             host_two_path.with_two_paths(model, trained.lora, trained.cut, config.mode)

@@ -1,5 +1,7 @@
 """Selective BP/ZO Trainer: schema, and the few lines that run it."""
 
+from dataclasses import replace
+
 from comfy_api.latest import io
 
 from ..trainers.config import SelectiveConfig
@@ -7,7 +9,8 @@ from ..trainers.memory import PhaseMeter
 from ..trainers.report import selective_report
 from ..trainers.schedule import STRATEGIES
 from ..trainers.selective import train_selective
-from . import host, host_preview, host_saves, host_ui
+from . import host, host_preview, host_saves
+from .host_planned import budget, planned_run
 from .training import encoded_facts, finished, lora_so_far, models, more_lora, more_memory, more_steps, outputs, seed
 
 NAME = "selective"  # of its saved runs
@@ -33,6 +36,7 @@ class SelectiveTrainer(io.ComfyNode):
                 *more_memory(),
                 *host_saves.inputs(),
                 *host_preview.inputs("the instance prompt of the subject"),
+                budget("gradient_checkpointing, quantization and low_res_ratio"),
             ],
             outputs=outputs(),
             hidden=[io.Hidden.unique_id],
@@ -51,10 +55,15 @@ class SelectiveTrainer(io.ComfyNode):
         preview_prompt="",
         **settings,
     ) -> io.NodeOutput:
-        config, node_id = SelectiveConfig(**settings), cls.hidden.unique_id
-        facts = host.model_facts(model)
-        meter = PhaseMeter(facts.device)
-        with host_saves.saved_run(node_id, NAME, config, subject, save_every, resume, lora_so_far) as saves:
+        node_id = cls.hidden.unique_id
+        run = planned_run(node_id, SelectiveConfig(**settings), model, subject)
+        config, meter = run.config, PhaseMeter(model.load_device)
+        with (
+            run.explained(),
+            host_saves.saved_run(
+                node_id, NAME, replace(config, budget_gb=0.0), subject, save_every, resume, lora_so_far
+            ) as saves,
+        ):
             examples = host.encode_subject(model, clip, vae, subject, config.low_res_ratio, meter)
             saves.check("encoded", encoded_facts([example.high for example in examples]))
             prompts = [preview_prompt or subject.instance_prompt, ""] if preview_every else []
@@ -63,9 +72,9 @@ class SelectiveTrainer(io.ComfyNode):
             with host.trainable(model, config.quantization) as network:
                 draw = host_preview.Drawer(model, vae, network, latent.shape, meter, lambda: drawn)
                 previews = host_preview.Previews(preview_every, draw)
-                on_step = host_ui.step_reporter(node_id, config.steps, picture=previews)
-                trained = train_selective(network, examples, config, host.lora_names(model), meter, on_step, saves)
-        given = host.circumstances(facts, subject, network.waiting_bytes)
+                names, on_step = host.lora_names(model), run.on_step(previews)
+                trained = train_selective(network, examples, config, names, meter, on_step, saves)
+        given = run.circumstances(subject, network.waiting_bytes)
         report = selective_report(config, trained.steps, meter, given)
         patched = host.with_lora(model, trained.lora)
         return finished(node_id, (patched, trained.lora), trained.steps, report, saves, previews.batch())

@@ -50,7 +50,7 @@ class _LoraTraining(_Resumable):
         for name in ("steps", "rank", "batch_size"):
             require(name, getattr(self, name), "at least 1", getattr(self, name) >= 1)
         require("learning_rate", self.learning_rate, "a positive number", 0 < self.learning_rate < math.inf)
-        for name in ("alpha", "weight_decay", "max_grad_norm", "min_snr_gamma"):
+        for name in ("alpha", "weight_decay", "max_grad_norm", "min_snr_gamma", "budget_gb"):
             require(name, getattr(self, name), "zero or a positive number", 0 <= getattr(self, name) < math.inf)
         require("seed", self.seed, "between 0 and 2**64 - 1", 0 <= self.seed < 2**64)
         for name, choices in (("target_modules", TARGETS), ("quantization", QUANTIZATIONS)):
@@ -85,6 +85,7 @@ class SelectiveConfig(_LoraTraining):
     min_snr_gamma: float = 0.0  # min-SNR loss weights (Hang et al. 2023, arXiv:2303.09556); 0 turns them off
     gradient_checkpointing: bool = False  # recompute each block's activations: less memory, about a third slower
     quantization: str = "none"  # of the network's own weights while the run lasts, quantize.py
+    budget_gb: float = 0.0  # memory the run may take, in units of 2**30 bytes; 0 sets no limit
 
     @property
     def fixed_by_steps(self) -> dict[str, object]:
@@ -122,6 +123,7 @@ class HollowConfig(_LoraTraining):
     sampling: str = "plain"  # one of SAMPLING
     cache_dtype: str = "float16"  # of the stored activations
     quantization: str = "none"  # of the network's own weights while the run lasts, quantize.py
+    budget_gb: float = 0.0  # memory the run may take, in units of 2**30 bytes; 0 sets no limit
 
     def __post_init__(self):
         super().__post_init__()
@@ -168,6 +170,7 @@ class TokenConfig(_Resumable):
     eval_every: int = 100  # steps between losses under fixed noise; 0 turns them off, and the last token is kept
     eval_samples: int = 8  # forward passes of each such loss
     patience: int = 20  # such losses in a row that are no new best, then the run stops; 0 never stops
+    budget_gb: float = 0.0  # memory the run may take, in units of 2**30 bytes; 0 sets no limit
 
     def __post_init__(self):
         check_token_name(self.token)
@@ -175,7 +178,7 @@ class TokenConfig(_Resumable):
             require(name, getattr(self, name), "at least 1", getattr(self, name) >= 1)
         for name in ("learning_rate", "zo_epsilon"):
             require(name, getattr(self, name), "a positive number", 0 < getattr(self, name) < math.inf)
-        for name in ("weight_decay", "eval_every", "patience"):
+        for name in ("weight_decay", "eval_every", "patience", "budget_gb"):
             require(name, getattr(self, name), "zero or a positive number", 0 <= getattr(self, name) < math.inf)
         require("seed", self.seed, "between 0 and 2**64 - 1", 0 <= self.seed < 2**64)
         require("t_low", self.t_low, f"0 or more and below t_high, {self.t_high}", 0 <= self.t_low < self.t_high)

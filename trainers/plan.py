@@ -5,11 +5,21 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
+from .config import HollowConfig, SelectiveConfig, TokenConfig
 from .report import LoadedModel
 
 MIB = 2**20
 GIB = 2**30  # what a budget calls a GB, as graphics cards do
 STEPS = ("bp", "zo")  # phases whose peak a report calls the run's
+METHODS = {
+    SelectiveConfig: "Selective BP/ZO",
+    HollowConfig: "Hollowed Net",
+    TokenConfig: "Quantize + ZO Textual Inversion",
+}
+# What a CUDA process takes beside tensors: its context with the libraries' workspaces, and gaps in the allocator's
+# blocks, as a share of the peak. Rules of thumb: no GPU was at hand to measure them.
+CUDA_CONTEXT_BYTES = 512 * MIB
+CUDA_GAPS = 0.05
 
 
 class PlannedPhase(NamedTuple):
@@ -34,16 +44,9 @@ class Change(NamedTuple):
         return f"{self.setting} = {self.chosen} instead of {self.default}"
 
 
-class Room(NamedTuple):
-    """What memory there is for a run."""
-
-    free_bytes: int | None  # once ComfyUI has unloaded other models; None: not known
-    budget_bytes: int | None = None  # the user's limit
-
-    @property
-    def bytes(self) -> int | None:
-        """The tighter of the two that are known."""
-        return min((size for size in self if size is not None), default=None)
+def allowance(peak_bytes: int) -> int:
+    """What to leave free on a CUDA device beside tensors of that peak."""
+    return CUDA_CONTEXT_BYTES + round(CUDA_GAPS * peak_bytes)
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,12 @@ class Plan:
     dtype: str
     phases: tuple[PlannedPhase, ...]
     allowance_bytes: int  # for what tensors do not account for: CUDA's context, gaps in its allocator; 0 on the CPU
-    free_bytes: int | None  # as in Room, like the next
-    budget_bytes: int | None
+    free_bytes: int | None  # once ComfyUI has unloaded other models; None: not known
+    budget_bytes: int | None  # the user's limit
     other_models: tuple[LoadedModel, ...]  # on the device at this moment
     settings: Mapping[str, object]
-    changes: tuple[Change, ...] = ()  # what the plan chose to keep to the budget
+    changes: tuple[Change, ...] = ()  # what was chosen to keep to the budget
+    slower: float = 1.0  # estimated time of the run as chosen, over that with the settings it was asked for; budget.py
     advice: str = ""  # what would make it fit
     architecture: str = ""  # as in Report
 
@@ -83,8 +87,14 @@ class Plan:
     @property
     def fits(self) -> bool | None:
         """Whether there is room for it; None where neither free memory nor a budget is known."""
-        room = Room(self.free_bytes, self.budget_bytes).bytes
-        return None if room is None else self.needed_bytes <= room
+        rooms = [room for room in (self.free_bytes, self.budget_bytes) if room is not None]
+        return self.needed_bytes <= min(rooms) if rooms else None
+
+    @property
+    def choice(self) -> str:
+        """What was chosen and what it costs; empty if nothing was."""
+        changes = ", ".join(map(str, self.changes))
+        return f"{changes}; the cheapest in time that fits, about {self.slower:.2f} times as long" if changes else ""
 
     def to_json(self) -> str:
         """The record as a JSON object, phases, models and changes as objects too."""
@@ -122,7 +132,8 @@ class Plan:
             lines.append(f"{self.peak_bytes / self.inference_peak_bytes:.2f} times what one forward pass takes")
         if self.allowance_bytes:
             lines.append(f"CUDA's own context and gaps in its memory, an allowance: {_mib(self.allowance_bytes)}")
-        lines += [f"chosen: {change}" for change in self.changes]
+        if self.changes:
+            lines.append(f"chosen to keep to the budget: {self.choice}")
         lines += [self.advice] if self.advice else []
         lines += [f"loaded now: {model.name}, {_mib(model.bytes)}" for model in self.other_models]
         lines += ["", *(f"{name} = {value}" for name, value in self.settings.items())]

@@ -34,6 +34,8 @@ class Circumstances(NamedTuple):
     dtype: str  # of the U-Net's computation; the LoRA is float32
     other_models: tuple[LoadedModel, ...] = ()  # there when the run began; ComfyUI unloads them before the steps
     architecture: str = ""  # ComfyUI's name of it: SD15, SD20, SDXL, SSD1B
+    planned_peak_bytes: int | None = None
+    chosen: str = ""  # settings that the plan chose to keep to the budget, and what they cost
     waiting_bytes: int = 0  # of the model's own weights, off the device while quantised ones stood in for them
 
 
@@ -106,6 +108,7 @@ class Report:
     process_peak_bytes: int | None = None  # resident set of ComfyUI's process while phases ran
     other_models: tuple[LoadedModel, ...] = ()  # as in Circumstances, like the next two
     architecture: str = ""
+    chosen: str = ""  # as in Circumstances
     waiting_bytes: int = 0
     timeline: tuple[Span, ...] = ()
     token: TokenRecord | None = None  # of Quantize + ZO Textual Inversion
@@ -121,15 +124,18 @@ class Report:
 
     def summary(self) -> str:
         """One line for the log."""
+        planned = f" (planned {_mib(self.planned_peak_bytes)})" if self.planned_peak_bytes else ""
         how = f"without {self.hollow.share:.1%}" if self.hollow else f"{self.steps_bp} BP, {self.steps_zo} ZO"
         return (
             f"{self.method}: {self.end or f'{self.steps} steps'} ({how}) in {self.seconds:.1f} s on "
-            f"{self.device} in {self.dtype}, peak {_mib(self.peak_bytes)}, "
+            f"{self.device} in {self.dtype}, peak {_mib(self.peak_bytes)}{planned}, "
             f"loss {self.loss['all']['first']:.4f} -> {self.loss['all']['last']:.4f}"
         )
 
     def __str__(self) -> str:
         lines = [self.summary(), f"prompt: {self.instance_prompt}", f"base model: {self.base_model}"]
+        if self.chosen:
+            lines.append(f"chosen to keep to the budget: {self.chosen}")
         if self.saved:
             lines.append(f"saved: {self.saved}")
         for record in (self.hollow, self.token):
@@ -200,7 +206,6 @@ def _report(
         steps_zo=steps_zo,
         seconds=meter.elapsed_s(),
         peak_bytes=max(meter.peak_bytes("bp"), meter.peak_bytes("zo")),
-        planned_peak_bytes=None,
         inference_peak_bytes=meter.peak_bytes("inference") or None,
         phases=tuple(meter.phases()),
         loss=first_and_last(history),

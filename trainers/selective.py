@@ -47,13 +47,15 @@ def train_selective(
     meter: PhaseMeter,
     on_step: Callable[[StepReport], None],
     saves: Saves | None = None,
+    drawing: Callable[..., Draw] | None = None,
 ) -> Trained:
     """Fit a LoRA to the examples; the U-Net is left as it was found, also when on_step or the model raises.
 
     names maps module names to the names they get in the LoRA's keys. saves says where the run is kept and what it goes
-    on from. Raises RuntimeError when the loss stops being finite or explodes.
+    on from. drawing makes the choices of each step: planning.py has its own. Raises RuntimeError when the loss stops
+    being finite or explodes.
     """
-    saves = saves or Saves()
+    saves, drawing = saves or Saves(), drawing or _draw
     saves.check_model(network.unet)
     with meter.phase("inference", network.unet.parameters()), torch.inference_mode():
         _Loss(network, [examples[0].high], Draw([], 0, True, 0, []), 0.0)()
@@ -67,7 +69,7 @@ def train_selective(
         generator = torch.Generator().manual_seed(config.seed)
         with keeping(saves, log, run.backprop.learnt, partial(lora.state_dict, names), generator) as steps:
             for step in steps:
-                draw = _draw(examples, config, step, network.scheduler.config.num_train_timesteps, generator)
+                draw = drawing(examples, config, step, network.scheduler.config.num_train_timesteps, generator)
                 kind = "zo" if draw.is_zo else "bp"
                 loss = run.zo(draw) if draw.is_zo else run.bp(draw)
                 log.add(kind, loss, draw.t, _rates(config, kind))

@@ -1,0 +1,85 @@
+"""A trainer's run as it is planned: with which settings, against which limits, and what to say if memory runs out."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP
+from comfy_api.latest import io
+from PIL import Image
+
+from ..trainers.budget import planned
+from ..trainers.out_of_memory import explanation, is_out_of_memory
+from ..trainers.photos import Subject
+from ..trainers.plan import Plan
+from ..trainers.planning import TrainerConfig
+from ..trainers.report import Circumstances
+from ..trainers.run import StepReport
+from . import host, host_plan, host_ui
+
+logger = logging.getLogger(__name__)
+
+
+class PlannedRun(NamedTuple):
+    """The settings to train with, and the plan they come from."""
+
+    config: TrainerConfig
+    plan: Plan
+    planner: host_plan.Planner
+    node_id: str | None
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Running out of memory inside the block is told with what was planned and what would need less."""
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise explanation(error, self.config, self.plan, self.planner) from error
+
+    def on_step(
+        self, picture: Callable[[StepReport], Image.Image | None] = lambda step: None
+    ) -> Callable[[StepReport], None]:
+        """host_ui.step_reporter() of this run."""
+        limits = dict(planned_bytes=self.plan.peak_bytes, budget_bytes=self.plan.budget_bytes)
+        return host_ui.step_reporter(self.node_id, self.config.steps, picture=picture, **limits)
+
+    def circumstances(self, subject: Subject, waiting_bytes: int) -> Circumstances:
+        """host.circumstances() with the plan."""
+        given = host.circumstances(self.planner.facts, subject, waiting_bytes)
+        return given._replace(planned_peak_bytes=self.plan.peak_bytes, chosen=self.plan.choice)
+
+
+def planned_run(
+    node_id: str | None, config: TrainerConfig, model: ModelPatcher, subject: Subject, clip: CLIP | None = None
+) -> PlannedRun:
+    """Plan the run, and tell the log and the browser; the clip is the one that stays while a token is learnt.
+
+    Raises ValueError where the run cannot keep to config.budget_gb.
+    """
+    facts, size = host_plan.facts_for(model, config), host_plan.largest(subject)
+    planner = host_plan.Planner(model, facts, size, subject.resolution, clip)
+    config, plan = planned(config, planner)
+    for line in filter(None, (plan.summary(), plan.choice, plan.advice)):
+        logger.log(logging.WARNING if plan.fits is False else logging.INFO, line)
+    host_ui.send_stage(node_id, plan.summary())
+    return PlannedRun(config, plan, planner, node_id)
+
+
+def budget(settings: str) -> io.Input:
+    """Advanced, the last input of a trainer; settings names those the plan may choose."""
+    return io.Float.Input(
+        "budget_gb",
+        default=0.0,
+        min=0.0,
+        max=1024.0,
+        step=0.01,
+        optional=True,
+        advanced=True,
+        tooltip="Memory the run may take, 1 GB being 1,024 MiB; on a GPU its own context counts. 0 sets no limit. The "
+        f"plan then chooses among {settings}, as far as they stand at their defaults, what fits in the least time, and "
+        "says so in the report; where nothing fits, the run does not start.",
+    )
