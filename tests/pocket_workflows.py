@@ -47,6 +47,7 @@ SETTINGS = {
         "captions": "one caption",
         "eval_every": 50,
     },
+    "EdgeTune_PlanVRAM": {"resolution": 128, "rank": 16, "batch_size": 2, "low_res_ratio": 0.75},
     "EdgeTune_SaveLoRA": {"filename": "edgetune/my_toy"},
     "LoraLoader": {"lora_name": "edgetune/my_toy.safetensors"},
     "Prompt": {"text": "a photo of a sks toy on green grass"},
@@ -98,6 +99,15 @@ it. For photos of your own use the workflow **train_and_save** with a real check
 
 Lower **low_res_ratio** or turn on **gradient_checkpointing** and run again to see what each saves. No paper has \
 figures for this model; with a real checkpoint, in the workflow **memory_report**, they stand beside.""",
+    "plan_memory": """## See whether a training run fits, before you start it
+
+1. Press **Run**. Nothing has to be installed: the **pocket model** is a small one that comes with the pack.
+2. **Plan VRAM** counts what the run would take, in seconds and with nothing loaded; **VRAM Report** draws it.
+3. Set **budget_gb** to less than that, in the plan and in the trainer: 0.09, for example. Both choose the same \
+settings to keep to it.
+
+The **Training report** says what was planned and what was taken. For photos of your own use the workflow \
+**plan_memory** with a real checkpoint.""",
     "use_trained_lora": """## Make pictures with the LoRA of a toy
 
 1. Run the workflow **pocket_train_and_save** first, then choose its LoRA in **Load LoRA**. New files are listed after \
