@@ -44,6 +44,6 @@ def test_a_clone_works_under_any_name(tmp_path, name):
     subprocess.run(install, check=True)
     with start_server(tmp_path, pack_name=None) as server:
         assert NODES.keys() <= server.client.object_info().keys()
-        assert f"/extensions/{name}/events.js" in json.loads(server.client.get("/extensions"))
-        assert server.client.get(f"/extensions/{name}/events.js")
+        assert f"/extensions/{name}/training.js" in json.loads(server.client.get("/extensions"))
+        assert server.client.get(f"/extensions/{name}/training.js")
         assert "train_and_compare" in json.loads(server.client.get("/api/workflow_templates"))[name]
