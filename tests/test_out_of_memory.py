@@ -39,3 +39,16 @@ def test_where_nothing_may_change_the_message_says_what_helps():
     settled = SelectiveConfig(gradient_checkpointing=True, quantization="int8", low_res_ratio=0.3)
     told = explanation(no_room(), settled, Sizes()(settled), Sizes())
     assert "A smaller rank, batch_size or resolution needs less" in str(told) and "free" not in str(told)
+
+
+def test_a_network_that_cannot_take_smaller_images_hides_nothing(caplog):
+    """Planning for what would need less runs the network at sizes it was not asked to train at."""
+
+    def planner(config):
+        if config.low_res_ratio < SelectiveConfig.low_res_ratio:
+            raise ValueError("Expected more than 1 value per channel")
+        return Sizes()(config)
+
+    told = explanation(no_room(), SelectiveConfig(), Sizes()(SelectiveConfig()), planner)
+    assert isinstance(told, torch.OutOfMemoryError) and str(told).endswith(str(no_room()))
+    assert "more than 1 value per channel" in caplog.text

@@ -61,8 +61,9 @@ def measured(model, photos, config, folder) -> dict[str, int]:
 @pytest.mark.parametrize("kind, dtype, config", CASES)
 def test_what_is_planned_is_what_a_run_takes(kind, dtype, config, tmp_path):
     model = tiny.tiny_model(kind, dtype=dtype)
+    photos = example(kind, low_res_ratio=getattr(config, "low_res_ratio", 0.5))
     planned = host_plan.phases(model, (PIXELS, PIXELS), config)
-    assert {phase.name: phase.peak_bytes for phase in planned} == measured(model, example(kind), config, tmp_path)
+    assert {phase.name: phase.peak_bytes for phase in planned} == measured(model, photos, config, tmp_path)
 
 
 TOKEN_CASES = [

@@ -20,10 +20,10 @@ CPU = torch.device("cpu")
 SHORT = SelectiveConfig(steps=6, zo_perturbations=2, learning_rate=1e-3)
 
 
-def example(kind: str, seed: int = 0, side: int = 16) -> Example:
+def example(kind: str, seed: int = 0, side: int = 16, low_res_ratio: float = 0.5) -> Example:
     generator = torch.Generator().manual_seed(seed)
     latent = torch.randn(4, side, side, generator=generator)
-    low = torch.nn.functional.avg_pool2d(latent, 2)
+    low = torch.nn.functional.adaptive_avg_pool2d(latent, round(side * low_res_ratio))
     sdxl = kind in ("sdxl", "ssd1b")
     context = torch.randn(77, tiny.WIDTH * (2 if sdxl else 1), generator=generator)
     vector = torch.randn(tiny.WIDTH + 1536, generator=generator) if sdxl else None

@@ -124,16 +124,18 @@ class Report:
 
     def summary(self) -> str:
         """One line for the log."""
+        return f"{self._headline()}, loss {self.loss['all']['first']:.4f} -> {self.loss['all']['last']:.4f}"
+
+    def _headline(self) -> str:
         planned = f" (planned {_mib(self.planned_peak_bytes)})" if self.planned_peak_bytes else ""
         how = f"without {self.hollow.share:.1%}" if self.hollow else f"{self.steps_bp} BP, {self.steps_zo} ZO"
         return (
             f"{self.method}: {self.end or f'{self.steps} steps'} ({how}) in {self.seconds:.1f} s on "
-            f"{self.device} in {self.dtype}, peak {_mib(self.peak_bytes)}{planned}, "
-            f"loss {self.loss['all']['first']:.4f} -> {self.loss['all']['last']:.4f}"
+            f"{self.device} in {self.dtype}, peak {_mib(self.peak_bytes)}{planned}"
         )
 
     def __str__(self) -> str:
-        lines = [self.summary(), f"prompt: {self.instance_prompt}", f"base model: {self.base_model}"]
+        lines = [self._headline(), f"prompt: {self.instance_prompt}", f"base model: {self.base_model}"]
         if self.chosen:
             lines.append(f"chosen to keep to the budget: {self.chosen}")
         if self.saved:
