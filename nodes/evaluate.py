@@ -17,6 +17,7 @@ from .sockets import ReportSocket, SubjectSocket
 logger = logging.getLogger(__name__)
 
 FEATURES = ("auto", "clip vision", "efficientnet", "pocket judges")
+UNCONNECTED = object()
 OWN = {
     "efficientnet": ("EfficientNet-Lite0", host_vision.small_features),
     "pocket judges": ("pocket judges", pocket_features),
@@ -78,6 +79,18 @@ class EvaluateSubject(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, prompt="", features="auto", clip_vision=UNCONNECTED, clip=UNCONNECTED) -> bool | str:
+        """What is missing is said before anything runs, not after a training. None is what another node gives."""
+        try:
+            if features is not None:
+                _check_features(features, clip_vision is not UNCONNECTED)
+            if prompt and prompt.strip():
+                _check_connected(clip_vision=clip_vision is not UNCONNECTED, clip=clip is not UNCONNECTED)
+        except (ValueError, host_vision.MissingPackage) as error:
+            return str(error)
+        return True
+
+    @classmethod
     def execute(
         cls, images, subject, clip_vision=None, clip=None, prompt="", features="auto", format="text"
     ) -> io.NodeOutput:
@@ -92,28 +105,40 @@ class EvaluateSubject(io.ComfyNode):
         return io.NodeOutput(text, scores, sheet, ui=ui.PreviewImage(sheet, cls=cls).as_dict() | {"text": [text]})
 
 
+def _check_features(features: str, has_vision: bool) -> str:
+    """One of FEATURES but auto. Raises where it is none of them, or needs what is not there."""
+    if features == "auto":
+        features = "clip vision" if has_vision else "efficientnet"
+    if features not in FEATURES:
+        raise ValueError(f"features: got {features!r}, needs to be one of {', '.join(FEATURES)}")
+    if features == "clip vision" and not has_vision:
+        raise ValueError("clip_vision: features is clip vision, but nothing is connected; connect Load CLIP Vision")
+    if features == "efficientnet":
+        host_vision.check_packages()
+    return features
+
+
+def _check_connected(**sockets: bool) -> None:
+    for socket, is_connected in sockets.items():
+        if not is_connected:
+            raise ValueError(
+                f"{socket}: nothing is connected, but prompt is not empty; the prompt's score needs the vision model "
+                f"and the text encoder of one CLIP. Connect both, or leave prompt empty"
+            )
+
+
 def _features(features: str, clip_vision, images: Tensor, subject: Subject) -> tuple[str, Tensor, Tensor]:
     """Whose features, those of the pictures and those of the photos, which may differ in size."""
-    if features == "auto":
-        features = "efficientnet" if clip_vision is None else "clip vision"
+    features = _check_features(features, clip_vision is not None)
     if features == "clip vision":
-        if clip_vision is None:
-            raise ValueError("clip_vision: features is clip vision, but nothing is connected; connect Load CLIP Vision")
         name, function = host_vision.vision_name(clip_vision), partial(host_vision.vision_features, clip_vision)
-    elif features in OWN:
-        name, function = OWN[features]
     else:
-        raise ValueError(f"features: got {features!r}, needs to be one of {', '.join(FEATURES)}")
+        name, function = OWN[features]
     photos = torch.cat([function(photo.image[None]) for photo in subject.photos])
     return name, function(images), photos
 
 
 def _prompt_cosines(clip_vision, clip, images: Tensor, prompts: list[str]) -> list[float]:
-    for socket, connected in (("clip_vision", clip_vision), ("clip", clip)):
-        if connected is None:
-            raise ValueError(
-                f"{socket}: nothing is connected, but prompt is not empty; the prompt's score needs the vision model "
-                f"and the text encoder of one CLIP. Connect both, or leave prompt empty"
-            )
+    _check_connected(clip_vision=clip_vision is not None, clip=clip is not None)
     pictures = host_vision.vision_features(clip_vision, images)
     return prompt_cosines(pictures, host_vision.text_features(clip, prompts, pictures.shape[1]))

