@@ -13,7 +13,7 @@ from pack.trainers.memory import LiveBytes, PhaseMeter
 from pack.trainers.objective import Condition, Example, Sample, denoising_loss
 from pack.trainers.run import StepReport, check_loss
 from pack.trainers.schedule import STRATEGIES, expected_steps
-from pack.trainers.selective import TRAINER, _draw, _rates, train_selective
+from pack.trainers.selective import TRAINER, _rates, choices, train_selective
 from pack.trainers.zero_order import add_perturbation, central_difference
 
 CPU = torch.device("cpu")
@@ -154,7 +154,7 @@ def test_choices_follow_the_schedule_over_1000_draws():
     """Measured counts of the paper's setting lie within four standard deviations of the expectation."""
     config = SelectiveConfig()
     generator = torch.Generator().manual_seed(0)
-    draws = [_draw([example("sd1")], config, step, 1000, generator) for step in range(1, 1001)]
+    draws = [choices([example("sd1")], config, step, 1000, generator) for step in range(1, 1001)]
     expected = expected_steps("dtap", 1000, k=config.k, t_mid=config.t_mid, t_max=1000)
     assert abs(sum(draw.is_zo for draw in draws) - expected.steps_zo) < 4 * (1000 * 0.25 * 0.75) ** 0.5
     assert min(draw.t for draw in draws) >= 0 and max(draw.t for draw in draws) <= 999
@@ -164,7 +164,7 @@ def test_all_strategies_see_the_same_photos_timesteps_and_noise():
     def choices(strategy):
         generator = torch.Generator().manual_seed(0)
         config = replace(SHORT, strategy=strategy)
-        draws = [_draw([example("sd1", i) for i in range(3)], config, i, 1000, generator) for i in range(1, 20)]
+        draws = [choices([example("sd1", i) for i in range(3)], config, i, 1000, generator) for i in range(1, 20)]
         return [(draw.t, draw.noise_seed, draw.probe_seeds) for draw in draws]
 
     assert all(choices(strategy) == choices("dtap") for strategy in STRATEGIES)

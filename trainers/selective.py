@@ -55,7 +55,7 @@ def train_selective(
     on from. drawing makes the choices of each step: planning.py has its own. Raises RuntimeError when the loss stops
     being finite or explodes.
     """
-    saves, drawing = saves or Saves(), drawing or _draw
+    saves, drawing = saves or Saves(), drawing or choices
     saves.check_model(network.unet)
     with meter.phase("inference", network.unet.parameters()), torch.inference_mode():
         _Loss(network, [examples[0].high], Draw([], 0, True, 0, []), 0.0)()
@@ -125,7 +125,7 @@ class _Loss:
         return loss.mean()
 
 
-def _draw(
+def choices(
     examples: Sequence[Example], config: SelectiveConfig, step: int, timesteps: int, generator: torch.Generator
 ) -> Draw:
     """The choices of one step. Every step takes as many draws, so all strategies see the same photos and noise."""

@@ -16,24 +16,20 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+BENCH = Path(__file__).resolve().parent
+sys.path[:0] = [str(BENCH.parent), str(BENCH)]
+import conftest  # noqa: E402, F401, I001, the package `pack` and ComfyUI
 import comfyui  # noqa: E402
+from pack.trainers.pocket.judge_scores import photos_of  # noqa: E402
+from pack.trainers.pocket.judges import load_judges  # noqa: E402
+from pack.trainers.pocket.sheets import picture, save_sheet  # noqa: E402
+from pack.trainers.pocket.subjects import SUBJECTS  # noqa: E402
+from pack.trainers.pocket.weights import checksum  # noqa: E402
+from toys import OTHERS, judged, on_new_grounds, others_kept  # noqa: E402
 
-from trainers.pocket.captions import GROUND_PHRASES  # noqa: E402
-from trainers.pocket.judge_scores import photos_of  # noqa: E402
-from trainers.pocket.judges import identity_score, judge, load_judges  # noqa: E402
-from trainers.pocket.sheets import picture, save_sheet  # noqa: E402
-from trainers.pocket.subjects import GROUNDS as SEEN_GROUNDS  # noqa: E402
-from trainers.pocket.subjects import SUBJECTS  # noqa: E402
-from trainers.pocket.weights import checksum  # noqa: E402
-
-NEW_GROUNDS = [ground for ground in GROUND_PHRASES if ground not in SEEN_GROUNDS]
-PROMPTS = [f"a photo of a sks toy {GROUND_PHRASES[ground][0]}" for ground in NEW_GROUNDS]
-OTHERS = ["a photo of a red cube on grass", "a photo of a blue striped ball on sand"]
+PROMPTS = on_new_grounds("sks toy")
 SELECTIVE = "EdgeTune_SelectiveTrainer"
 SETTINGS = {
     "steps": 400,
@@ -97,24 +93,10 @@ def scores(shown: dict[str, torch.Tensor], photos: torch.Tensor) -> dict:
     """Identity and ground of the subject's pictures, and how many of the others are still what they should be."""
     result = {}
     for when in ("before", "after"):
-        of_subject = torch.cat([shown[f"{when}{i}"] for i in range(len(PROMPTS))])
-        grounds = [ground for ground in NEW_GROUNDS for _ in range(EACH)]
-        others = judge(torch.cat([shown[f"{when}{len(PROMPTS) + i}"] for i in range(len(OTHERS))]))
-        expected = [text.split() for text in OTHERS for _ in range(EACH)]
-        kept = [
-            colour in words and shape in words
-            for words, colour, shape in zip(expected, others["colour"].names, others["shape"].names, strict=True)
-        ]
-        result[when] = {
-            "identity": identity_score(of_subject, photos).mean().item(),
-            "ground": mean(g == e for g, e in zip(judge(of_subject)["ground"].names, grounds, strict=True)),
-            "others_kept": mean(kept),
-        }
+        identity, ground = judged(torch.cat([shown[f"{when}{i}"] for i in range(len(PROMPTS))]), photos)
+        others = torch.cat([shown[f"{when}{len(PROMPTS) + i}"] for i in range(len(OTHERS))])
+        result[when] = {"identity": identity, "ground": ground, "others_kept": others_kept(others)}
     return result
-
-
-def mean(values) -> float:
-    return float(np.mean(list(values)))
 
 
 def run(client, subject: str, settings: dict, sheet: Path, trainer: str = SELECTIVE) -> dict:

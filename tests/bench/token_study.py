@@ -10,8 +10,6 @@ prompt's. One thread. Goes on where it was stopped: what RUNS.csv has is not run
 """
 
 import argparse
-import csv
-import random
 import sys
 import time
 from collections import defaultdict
@@ -29,25 +27,16 @@ sys.path.insert(0, str(TESTS))
 import conftest  # noqa: E402, F401, I001
 from pack.nodes import host, host_token  # noqa: E402
 from pack.nodes.host_embeddings import with_token  # noqa: E402
-from pack.nodes.host_pocket import load_pocket  # noqa: E402
 from pack.trainers.config import TokenConfig  # noqa: E402
 from pack.trainers.memory import PhaseMeter  # noqa: E402
-from pack.trainers.photos import Photo, Subject  # noqa: E402
-from pack.trainers.pocket.captions import GROUND_PHRASES  # noqa: E402
-from pack.trainers.pocket.judge_scores import photos_of  # noqa: E402
-from pack.trainers.pocket.judges import identity_score, judge  # noqa: E402
-from pack.trainers.pocket.render import rendered  # noqa: E402
-from pack.trainers.pocket.subjects import GROUNDS as SEEN_GROUNDS  # noqa: E402
-from pack.trainers.pocket.subjects import SUBJECTS  # noqa: E402
-from pack.trainers.pocket.world import Scene, random_view  # noqa: E402
 from pack.trainers.token_inversion import TokenTrained, train_token  # noqa: E402
 from pack.trainers.token_steps import Draw, TokenLoss  # noqa: E402
 from pack.trainers.token_vectors import packed  # noqa: E402
-import nodes  # noqa: E402  ComfyUI's, not ours
+from toys import TIMES, Runs, Toy, World, draw, judged, load_world, on_new_grounds, read_rows, toy  # noqa: E402
 
 NAME, WORD = "my_toy", "toy"
-CAPTION = f"a photo of a embedding:{NAME}"
-NEW_GROUNDS = [ground for ground in GROUND_PHRASES if ground not in SEEN_GROUNDS]
+TOKEN = f"embedding:{NAME}"
+CAPTION = f"a photo of a {TOKEN}"
 RUNS = ["robot", "tower", "clown", "mushroom", "lifebuoy", "spaceship"]  # subjects; a run's number is its seed
 PASSES = 600  # forward passes of training in every run
 BASE = TokenConfig(
@@ -84,40 +73,9 @@ DRAWN = (
     "int8",
     "n = 8",
 )  # the rest would take half as long again
-VIEWS, TIMES = 8, (125, 375, 625, 875)
 EACH = 2  # pictures of each ground
 COLUMNS = ["setting", "run", "subject", "steps", "seconds", "kept_step", "first", "kept", "held_out", "identity"]
 COLUMNS += ["ground", "settings"]
-
-
-class World(NamedTuple):
-    """What all runs share."""
-
-    model: object
-    clip: object
-    vae: object
-
-
-class Toy(NamedTuple):
-    """One subject as latents of photos and of fresh views, and the pictures that judges compare with."""
-
-    photos: list[torch.Tensor]
-    views: list[torch.Tensor]
-    pictures: torch.Tensor  # (5, 3, 128, 128)
-
-
-def toy(world: World, name: str) -> Toy:
-    rng = random.Random(f"token study {name}")
-    fresh = torch.cat([*rendered([Scene(SUBJECTS[name], random_view(rng, SUBJECTS[name])) for _ in range(VIEWS)])])
-    return Toy(latents(world, photos_of(name)), latents(world, fresh), photos_of(name))
-
-
-def latents(world: World, pictures: torch.Tensor) -> list[torch.Tensor]:
-    photos = tuple(Photo(str(i), picture.movedim(0, 2), CAPTION) for i, picture in enumerate(pictures))
-    with torch.inference_mode():
-        return host.encode_photos(
-            world.model, world.vae, Subject(photos, CAPTION, "", 128, False), PhaseMeter(torch.device("cpu"))
-        )
 
 
 class Stage(NamedTuple):
@@ -156,24 +114,8 @@ def stage(world: World, subject: Toy, quantization: str) -> Iterator[Stage]:
 
 
 def pictures(world: World, vectors) -> torch.Tensor:
-    """EACH on every new ground, (5 * EACH, 3, 128, 128) in [0, 1]; ten steps."""
-    clip, drawn = with_token(world.clip, NAME, vectors), []
-    with torch.inference_mode():
-        (empty,) = nodes.CLIPTextEncode().encode(clip, "")
-        (size,) = nodes.EmptyLatentImage().generate(128, 128, EACH)
-        for seed, ground in enumerate(NEW_GROUNDS):
-            (text,) = nodes.CLIPTextEncode().encode(clip, f"{CAPTION} {GROUND_PHRASES[ground][0]}")
-            sample = (world.model, seed, 10, 3.0, "ddim", "simple", text, empty, size)
-            drawn += nodes.VAEDecode().decode(world.vae, nodes.KSampler().sample(*sample)[0])
-    return torch.cat(drawn).movedim(3, 1)
-
-
-def judged(drawn: torch.Tensor, photos: torch.Tensor) -> tuple[float, float]:
-    """Identity, and the share of pictures whose ground is the prompt's."""
-    found = judge(drawn)["ground"].names
-    expected = [ground for ground in NEW_GROUNDS for _ in range(EACH)]
-    hits = [a == b for a, b in zip(found, expected, strict=True)]
-    return identity_score(drawn, photos).mean().item(), fmean(hits)
+    """EACH on every new ground; ten steps."""
+    return draw(world.model, with_token(world.clip, NAME, vectors), world.vae, on_new_grounds(TOKEN), EACH, 10)
 
 
 def configured(setting: str, run: int, overrides: dict) -> TokenConfig:
@@ -254,11 +196,6 @@ def spread(values: list[float], sign: str = "") -> str:
     return f"{fmean(values):{sign}.3f} ({min(values):{sign}.3f} to {max(values):{sign}.3f})"
 
 
-def read_rows(path: Path) -> list[dict]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
@@ -271,26 +208,20 @@ def main() -> None:
     overrides = {name: types[name](value) for name, value in pairs}
     told = " ".join(f"{name}={value}" for name, value in overrides.items())
     torch.set_num_threads(1)
-    with torch.inference_mode():
-        world = World(*load_pocket())
-    known = read_rows(arguments.file) if arguments.file.exists() else []
-    done = {(row["setting"], row["run"], row["settings"]) for row in known}
-    with arguments.file.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if not known:
-            writer.writeheader()
-        for run in arguments.runs:
-            wanted = [setting for setting in arguments.only if (setting, str(run), told) not in done]
-            if not wanted:
-                continue
-            subject = toy(world, RUNS[run])
-            words = untrained(world, subject)
-            print(f"{RUNS[run]}, initial word: {words}", flush=True)
-            for setting in wanted:
-                row = run_one(world, subject, setting, run, overrides, words)
-                writer.writerow(row)
-                file.flush()
-                print(row, flush=True)
+    world, runs = load_world(), Runs(arguments.file, COLUMNS, ("setting", "run", "settings"))
+    for run in arguments.runs:
+        wanted = [
+            setting for setting in arguments.only if {"setting": setting, "run": run, "settings": told} not in runs
+        ]
+        if not wanted:
+            continue
+        subject = toy(world, RUNS[run], CAPTION)
+        words = untrained(world, subject)
+        print(f"{RUNS[run]}, initial word: {words}", flush=True)
+        for setting in wanted:
+            row = run_one(world, subject, setting, run, overrides, words)
+            runs.add(row)
+            print(row, flush=True)
     print("\n" + table([row for row in read_rows(arguments.file) if row["settings"] == told]))
 
 
