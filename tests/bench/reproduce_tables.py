@@ -1,0 +1,103 @@
+"""Tables and plot of reproduce.py's runs, for RESULTS.md."""
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+from matplotlib.figure import Figure
+from pack.trainers.evaluation import mean_with_interval
+from reproduce_cells import BP_HIGH, SPANS, TABLES, TITLES, UNTRAINED, ZO_STEPS
+from toys import read_rows
+
+BENCH = Path(__file__).resolve().parent
+SCORES = ("held_out", "held_out_high_t", "identity", "ground", "others_kept")
+HEADS = ("loss left", "loss left, t = 875", "identity", "ground", "others kept")
+
+
+def by_cell(rows: Sequence[dict]) -> dict[str, dict[tuple, dict]]:
+    """Rows by cell, then by subject and seed."""
+    groups: dict[str, dict[tuple, dict]] = defaultdict(dict)
+    for row in rows:
+        groups[row["cell"]][row["subject"], row["seed"]] = row
+    return groups
+
+
+def table(name: str, groups: dict[str, dict[tuple, dict]]) -> str:
+    """Markdown: means, with 95% intervals of the two scores that say most; differences are to BP-high, run by run."""
+    heads = ["training", "runs", *HEADS, "identity minus BP-high's", "CPU s", "peak MiB"]
+    lines = [f"{TITLES[name]}.", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for cell in [UNTRAINED, *TABLES[name]]:
+        found = groups.get(cell)
+        if not found:
+            continue
+        cells = [cell, str(len(found))]
+        for score in SCORES:
+            values = [float(row[score]) for row in found.values()]
+            cells.append(_with_interval(values) if score in ("held_out", "identity") else f"{fmean(values):.2f}")
+        pairs = [
+            float(row["identity"]) - float(groups[BP_HIGH][run]["identity"])
+            for run, row in found.items()
+            if cell != BP_HIGH and run in groups.get(BP_HIGH, {})
+        ]
+        cells.append(_with_interval(pairs, "+") if pairs else "")
+        cells += [
+            f"{fmean(float(row['seconds']) for row in found.values()):.0f}",
+            f"{max(int(row['peak_bytes']) for row in found.values()) / 2**20:.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _with_interval(values: Sequence[float], sign: str = "") -> str:
+    mean, low, high = mean_with_interval(values)
+    return f"{mean:{sign}.3f}" if low is None else f"{mean:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
+
+
+def plot(groups: dict[str, dict[tuple, dict]], path: Path) -> None:
+    """Figures 1a and 1b: identity over steps of backpropagation, and by range of timesteps."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+
+    def line(axes, xs, cells, label) -> None:
+        points = [
+            (x, mean_with_interval([float(row["identity"]) for row in groups[cell].values()]))
+            for x, cell in zip(xs, cells, strict=True)
+            if cell in groups
+        ]
+        if points:
+            means = [mean.mean for _, mean in points]
+            below = [mean.mean - (mean.low if mean.low is not None else mean.mean) for _, mean in points]
+            above = [(mean.high if mean.high is not None else mean.mean) - mean.mean for _, mean in points]
+            axes.errorbar([x for x, _ in points], means, [below, above], marker="o", capsize=3, label=label)
+
+    steps = (0, 50, 100, 200)
+    line(left, steps, [UNTRAINED, "BP 50", "BP 100", BP_HIGH], "backpropagation alone")
+    line(left, steps, [f"BP {k}, then ZO" for k in steps], f"then {ZO_STEPS} ZO steps")
+    left.set(xlabel="steps of backpropagation", ylabel="identity (cosine)")
+    middles = [(low + high) / 2 for low, high in SPANS]
+    for kind in ("BP-high", "BP-low"):
+        line(right, middles, [f"{kind}, t {low}-{high}" for low, high in SPANS], kind)
+    right.set(xlabel="timesteps trained on, 250 around")
+    for axes in (left, right):
+        if axes.has_data():
+            axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+BEGIN, END = "<!-- reproduction: begin -->", "<!-- reproduction: end -->"
+
+
+def write_tables(file: Path) -> None:
+    """Put the tables of a file's runs into RESULTS.md, and the plot beside it."""
+    rows = read_rows(file)
+    length = max({row["steps"] for row in rows}, key=int)  # shorter ones were tries
+    groups = by_cell([row for row in rows if row["steps"] == length])
+    text = "\n\n".join(table(name, groups) for name in TABLES if any(cell in groups for cell in TABLES[name][1:]))
+    page = BENCH / "RESULTS.md"
+    pattern = re.escape(BEGIN) + ".*?" + re.escape(END)
+    body = f"{BEGIN}\n\n{text}\n\n{END}"
+    page.write_text(re.sub(pattern, lambda _: body, page.read_text(encoding="utf-8"), flags=re.S), encoding="utf-8")
+    plot(groups, BENCH / "reproduce.png")
+    print(text)
