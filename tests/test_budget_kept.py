@@ -21,7 +21,7 @@ SETTINGS = {
     HollowedNetTrainer: {"steps": 2, "rank": 8, "cache_samples": 2},
     ZOTextualInversion: {"steps": 2, "token": "my_dog", "eval_every": 1, "eval_samples": 1},
 }
-SHARES = (1.5, 0.8, 0.5, 0.02)  # of what the run takes without a budget
+SHARES = (1.5, 0.6, 0.02)  # of what the run takes without a budget
 SLACK = 1.03
 
 
