@@ -1,4 +1,4 @@
-"""SD 1.5 in its real size with random weights, on real photos through the real server: as planned, under our ceiling."""
+"""SD 1.5 in its real size, random weights, real photos, through the real server: as planned, under our ceiling."""
 
 import json
 import shutil

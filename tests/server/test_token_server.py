@@ -6,11 +6,13 @@ import shutil
 import time
 
 import pytest
+from checkpoints import cached_checkpoint
 from pack.workflows.client import PromptFailed, PromptRejected
 from pack.workflows.prompts import fill, read_workflow
 from pictures import DREAMBOOTH
 from PIL import Image, ImageChops
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from test_runs import node_id, run
 
 pytestmark = pytest.mark.slow
@@ -110,6 +112,38 @@ def test_candidates_at_once_and_one_by_one_learn_the_same(server, name):
         report = json.loads(run(server, workflow)[0][TRAINER][0]["report"][0])
         losses.append(report["token"]["fixed_noise"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.fixture
+def unet_file(server) -> str:
+    """The stand-in's U-Net alone, in the list of Load Diffusion Model."""
+    prefix = "model.diffusion_model."
+    weights = load_file(cached_checkpoint("standin"))
+    unet = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    path = server.folders["base"] / "models/diffusion_models/edgetune_standin.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(unet, path)
+    yield path.name
+    path.unlink()
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+def test_a_model_the_stock_loader_made_float8_is_taken(server, checkpoint, real_photos, unet_file, name, quantization):
+    workflow = prompt("train_embedding", name, quantization=quantization)
+    fill(workflow, {("EdgeTune_LoadSubjectImages", "folder"): real_photos})
+    workflow["8bit"] = {
+        "class_type": "UNETLoader",
+        "inputs": {"unet_name": unet_file, "weight_dtype": "fp8_e4m3fn"},
+    }
+    for node in workflow.values():
+        if "model" in node["inputs"]:
+            node["inputs"]["model"] = ["8bit", 0]
+    outputs, _ = run(server, workflow)
+    without, with_token = drawn(server, outputs)
+    assert not is_same(without, with_token)
+    report = json.loads(outputs[TRAINER][0]["report"][0])
+    assert report["steps"] == 6
+    assert report["peak_bytes"] == pytest.approx(report["planned_peak_bytes"], rel=0.05)
 
 
 BAD = {
