@@ -71,7 +71,7 @@ def held_out(network: Network, views: Sequence[Sample]) -> dict[int, float]:
 
 def run_cell(world: World, cell: Cell, ready: Stage, seed: int, steps: int, before: dict[int, float]) -> dict:
     config, after, began = cell.config(seed, steps), {}, time.process_time()
-    with host.trainable(world.model) as network:
+    with host.trainable(world.model, config.quantization) as network:
         meter = PhaseMeter(network.device)
 
         def on_step(step) -> None:  # the LoRA is in the network

@@ -72,6 +72,7 @@ CELLS = {
     **{f"BP-high, t {low}-{high}": Cell(span=(low, high)) for low, high in SPANS},
     **{f"BP-low, t {low}-{high}": Cell(LOW, span=(low, high)) for low, high in SPANS},
     **{f"BP 100, then ZO at {rate:g}": Cell({"zo_learning_rate": rate}, 0.5, ZO_STEPS) for rate in (1e-3, 1e-1, 1.0)},
+    **{f"BP-high, {name}": Cell({"quantization": name}) for name in ("int8", "int4")},
     "BP 100, then ZO, N = 16": Cell({"zo_perturbations": 16}, 0.5, ZO_STEPS),
     "BP 100, then ZO, N = 1": Cell({"zo_perturbations": 1}, 0.5, ZO_STEPS),
 }
@@ -80,6 +81,7 @@ TABLES = {
     "fig3": [BP_HIGH, "BP-low, r = 0.5", "ZO-high", "random, r = 0.5", "reversed, r = 0.5", "DTAP, r = 0.5"],
     "fig1a": ["BP 0, then ZO", "BP 50", "BP 50, then ZO", "BP 100", "BP 100, then ZO", BP_HIGH, "BP 200, then ZO"],
     "fig1b": [cell for cell in CELLS if ", t " in cell],
+    "precision": [BP_HIGH, "BP-high, int8", "BP-high, int4"],
     "search": [cell for cell in CELLS if cell.startswith("BP 100")],
 }
 TITLES = {
@@ -87,5 +89,6 @@ TITLES = {
     "fig3": "Figure 3: how the two kinds of step are mixed",
     "fig1a": f"Figure 1a: {ZO_STEPS} ZO steps after so many steps of backpropagation at full size",
     "fig1b": "Figure 1b: backpropagation within a range of timesteps, at full size and at half",
+    "precision": "Precision of the base weights a LoRA is trained on; it is drawn with on full ones",
     "search": "What the paper does not give: learning rate and perturbations of ZO steps",
 }
