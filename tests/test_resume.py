@@ -1,5 +1,6 @@
 """A run that ends, however it ends, goes on to the same bits as one that never stopped, or says what has changed."""
 
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,11 +76,12 @@ def test_a_run_cancelled_after_a_step_goes_on_to_the_same_bits(trainer, tmp_path
 
 @every_trainer
 def test_memory_that_runs_out_within_a_step_costs_that_step_alone(trainer, tmp_path):
-    """At operations spread over the step: forward and backward passes, and both sides of a ZO probe."""
+    """At operations spread over the step, or drawn at random: forward and backward passes, both sides of a ZO probe."""
     whole, counting = trainer.run(tmp_path), Failing(-1, ValueError())
     with counting:
         trainer.run(tmp_path, on_step=counting.arm)
-    for n in (1, counting.calls // 2) if not trainer.is_toy else range(1, counting.calls, 7):
+    chance = random.Random(trainer.name)
+    for n in range(1, counting.calls, 7) if trainer.is_toy else chance.sample(range(1, counting.calls), 2):
         failing = Failing(n, torch.OutOfMemoryError("Allocation failed"))
         with failing, pytest.raises(torch.OutOfMemoryError, match="(?s)^Allocation failed") as told:
             run(trainer, tmp_path / str(n), on_step=failing.arm)
@@ -110,16 +112,22 @@ def test_a_step_that_failed_while_it_changed_the_state_is_not_saved(trainer, tmp
     assert [point.step for point in all_points(tmp_path / "runs")] == [2, 1]
 
 
-@pytest.mark.parametrize("trainer", [*TOYS, ON_U_NETS[1]], ids=lambda one: one.name)
-def test_a_loss_that_is_not_finite_keeps_the_last_good_state(trainer, tmp_path, monkeypatch):
+not_finite = [(one, seed) for one in TOYS for seed in range(2)] + [(ON_U_NETS[1], 0)]
+
+
+@pytest.mark.parametrize("trainer, seed", not_finite, ids=lambda value: getattr(value, "name", value))
+def test_a_loss_that_is_not_finite_keeps_the_last_good_state(trainer, seed, tmp_path, monkeypatch):
+    chance = random.Random(f"{trainer.name} {seed}")
+    last, value = chance.randrange(1, STEPS), chance.choice(("nan", "inf"))
     seen, stock = [], objective.denoising_loss
 
     def broken(*args):
-        return stock(*args) * (float("nan") if len(seen) == 3 else 1)
+        return stock(*args) * (float(value) if len(seen) == last else 1)
 
     for module in ("selective", "hollow", "token_steps"):
         monkeypatch.setattr(f"pack.trainers.{module}.denoising_loss", broken)
-    message = "(?s)the loss became nan at step 4 .*step 3 of 6.*set resume to one/step_000003"
+    where = f"(became {value} at step {last + 1} |under fixed noise became {value} after step {last};)"
+    message = f"(?s)the loss {where}.*step {last} of 6.*set resume to one/step_00000{last}"
     with pytest.raises(RuntimeError, match=message):
         run(trainer, tmp_path, on_step=seen.append)
     monkeypatch.undo()

@@ -112,7 +112,7 @@ def writing(path: Path, layout: Layout, fingerprint: str) -> Iterator[Activation
     """A file of full size to write all tensors into: complete after the block, gone when the block raises.
 
     What was at path is removed. Raises RuntimeError at once, before anything is computed, when the disk has not enough
-    space, and after the block when tensors are missing.
+    space, when it cannot be written to later, and after the block when tensors are missing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     discard(path)
@@ -126,8 +126,10 @@ def writing(path: Path, layout: Layout, fingerprint: str) -> Iterator[Activation
             file.flush()
             os.fsync(file.fileno())  # before the JSON calls it complete
         _write_description(path, layout, fingerprint)
-    except BaseException:
+    except BaseException as error:
         discard(path)
+        if isinstance(error, OSError):
+            raise _no_room(path.parent, layout.file_bytes, error) from error
         raise
 
 
@@ -161,16 +163,17 @@ def _write_description(path: Path, layout: Layout, fingerprint: str) -> None:
 
 def _allocate(file: BinaryIO, folder: Path, size: int) -> None:
     """Reserve the whole size on the disk."""
+    if size > shutil.disk_usage(folder).free:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+    else:  # macOS and Windows
+        file.truncate(size)
+
+
+def _no_room(folder: Path, size: int, error: OSError) -> RuntimeError:
     free = shutil.disk_usage(folder).free
-    try:
-        if size > free:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
-        else:  # macOS and Windows
-            file.truncate(size)
-    except OSError as error:
-        raise RuntimeError(
-            f"The activation cache needs {size:,} bytes in {folder}, where {free:,} are free ({error.strerror}). Free "
-            f"some space there, or cache fewer samples"
-        ) from error
+    return RuntimeError(
+        f"The activation cache needs {size:,} bytes in {folder}, where {free:,} are free ({error.strerror}). Free some "
+        "space there, or cache fewer samples"
+    )

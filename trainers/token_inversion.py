@@ -8,6 +8,7 @@ the token with the lowest loss under noise that stays the same, instead of the l
 Shapes: see token_steps.py.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -105,6 +106,8 @@ class _Best:
     def consider(self, step: int, token: Tensor, is_last: bool = False) -> None:
         """Evaluate the token if it is time, and keep a copy of it if it is the best so far.
 
+        Raises RuntimeError where its loss is not finite.
+
         is_last is when no step follows: what is then found is not saved, since a run that goes on would not know it.
         """
         every = self.config.eval_every
@@ -113,7 +116,13 @@ class _Best:
             return
         if every:
             lowest = min((evaluation.loss for evaluation in self.evaluations), default=float("inf"))
-            self.evaluations.append(Evaluation(step, self._evaluate(token)))
+            loss = self._evaluate(token)
+            if not math.isfinite(loss):
+                raise RuntimeError(
+                    f"{TRAINER}: the loss under fixed noise became {loss} after step {step}; the model you put in is "
+                    "unchanged. Lower learning_rate, or load the model in float32 or bfloat16 if it runs in float16."
+                )
+            self.evaluations.append(Evaluation(step, loss))
             if not self.evaluations[-1].loss < lowest:
                 return
         self._keep(step, token)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -26,13 +27,25 @@ def save_tensors(
     """Write the tensors, atomically; returns where: path, or path_2, path_3 ... if path is taken and to be kept.
 
     A name is also taken by files with one of the rivals' suffixes. ValueError, naming the socket, for values that are
-    not finite.
+    not finite; RuntimeError where the file cannot be written, as on a full disk.
     """
     bad = [key for key, value in state.items() if not torch.isfinite(value).all()]
     if bad:
         raise ValueError(
             f"{socket}: {bad[0]} has values that are not finite as {state[bad[0]].dtype}; it was not saved"
         )
+    try:
+        return _written(state, path, metadata, overwrite, rivals)
+    except (OSError, SafetensorError) as error:
+        raise RuntimeError(
+            f"{socket}: it could not be written to {path} ({error}). Nothing there was changed. Free some space, or "
+            "allow ComfyUI to write there, then press Run again: what has run before need not run anew"
+        ) from error
+
+
+def _written(
+    state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str], overwrite: bool, rivals: Sequence[str]
+) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=".part", dir=path.parent)
     os.close(handle)
