@@ -97,8 +97,10 @@ def test_a_folder_is_refused_before_and_while_running(folder, input_folder):
     assert FOLDERS[folder] in str(refused.value)
 
 
-def test_photos_and_captions_that_cannot_be_used_are_named(input_folder):
-    for folder, words in make_folders(input_folder).items():
+def test_photos_and_captions_that_cannot_be_used_are_named(input_folder, record_property):
+    folders = make_folders(input_folder)
+    record_property("cases", len(folders))
+    for folder, words in folders.items():
         with pytest.raises(ValueError, match=f"(?s)^(folder|captions): ?.*{words}"):
             run(LoadSubjectImages, folder=folder, instance_prompt="a dog", resolution=64)
 

@@ -1,8 +1,9 @@
 """Which ComfyUIs the pack runs on: python tests/versions.py [version of ComfyUI ...]
 
 Fetches older ComfyUIs into .comfyui.versions/, as workflows/runtime.py fetches the one to test with, starts a server of
-each with the pack, runs every pocket workflow's twin in short, and prints which pass. They run with the packages of
-.venv, which are those of the newest. requires-comfyui in pyproject.toml names the oldest that passes.
+each with the pack, runs every pocket workflow's twin in short, and writes into tests/RELIABILITY.md which pass. They
+run with the packages of .venv, which are those of the newest. requires-comfyui in pyproject.toml names the oldest that
+passes.
 """
 
 import shutil
@@ -17,6 +18,7 @@ sys.path.insert(0, str(TESTS.parent / "workflows"))
 
 import client  # noqa: E402
 import runtime  # noqa: E402
+from page import MACHINE, put, read  # noqa: E402
 from prompts import fill, read_workflow  # noqa: E402
 
 ARCHIVES = {
@@ -90,13 +92,17 @@ def run(server: client.Server, name: str) -> str:
 
 
 def main() -> None:
-    versions = sys.argv[1:] or list(ARCHIVES)
-    for version in versions:
+    chosen = sys.argv[1:] or list(ARCHIVES)
+    rows = {line.split(" | ")[0]: line for line in read("versions").splitlines() if line.startswith("| ComfyUI")}
+    for version in chosen:
         found = failures(fetched(version))
-        passed = len(TWINS) - len(found)
-        print(f"ComfyUI {version}: {'passes' if not found else f'{max(passed, 0)} of {len(TWINS)} pass'}", flush=True)
-        for line in found:
-            print(f"  {line}", flush=True)
+        passed = max(len(TWINS) - len(found), 0)
+        told = "; ".join(found).replace("|", "/") or "all pass"
+        rows[f"| ComfyUI {version}"] = f"| ComfyUI {version} | {passed} of {len(TWINS)} | {told} | {MACHINE} |"
+        print(rows[f"| ComfyUI {version}"], flush=True)
+    known = [rows[name] for version in ARCHIVES if (name := f"| ComfyUI {version}") in rows]
+    head = ["| | workflows | | on |", "|---|---|---|---|"]
+    put("versions", "\n".join([*head, *known]))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""Many short trainings in one server process: python tests/server/soak_server.py [COUNT]. Prints figures as JSON.
+"""Many short trainings in one server: python tests/server/soak_server.py [COUNT]. Writes a section of RELIABILITY.md.
 
 The three trainers take turns, each run with a seed of its own, so that nothing comes from ComfyUI's cache. Memory,
 threads and open files are the server's own, from /proc; counted after a warm-up of a quarter of the runs.
 """
 
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -14,7 +13,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import conftest  # noqa: F401, E402, makes the pack importable
 from comfyui import start_server  # noqa: E402
 from pack.workflows.client import Server  # noqa: E402
+from page import put  # noqa: E402
 from short_runs import PACKS, TWINS, report, training  # noqa: E402
+from soak import in_words  # noqa: E402
 
 
 def measured(server: Server) -> dict[str, int]:
@@ -46,4 +47,5 @@ def soak(count: int, folder: Path) -> dict:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as scratch:
-        print(json.dumps(soak(int(sys.argv[1]) if len(sys.argv) > 1 else 200, Path(scratch))))
+        told = soak(int(sys.argv[1]) if len(sys.argv) > 1 else 200, Path(scratch))
+    put("soak of a server", in_words(told))
