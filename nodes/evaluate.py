@@ -134,8 +134,14 @@ def _features(features: str, clip_vision, images: Tensor, subject: Subject) -> t
         name, function = host_vision.vision_name(clip_vision), partial(host_vision.vision_features, clip_vision)
     else:
         name, function = OWN[features]
-    photos = torch.cat([function(photo.image[None]) for photo in subject.photos])
-    return name, function(images), photos
+    photos, pictures = torch.cat([function(photo.image[None]) for photo in subject.photos]), function(images)
+    for what, found in (("photos of the subject", photos), ("images", pictures)):
+        if not torch.isfinite(found).all():
+            raise ValueError(
+                f"{name}: its features of the {what} are not finite numbers; the file of the vision model is damaged, "
+                f"or the pictures are"
+            )
+    return name, pictures, photos
 
 
 def _prompt_cosines(clip_vision, clip, images: Tensor, prompts: list[str]) -> list[float]:

@@ -125,6 +125,14 @@ def test_what_is_missing_is_named(settings, message):
         scores(photos, robot, **settings)
 
 
+def test_a_vision_model_that_gives_no_numbers_is_named():
+    robot, photos = subject("robot")
+    model = vision(CLIP_VIT)
+    next(model.model.parameters()).data.fill_(float("nan"))
+    with pytest.raises(ValueError, match="CLIP-I: its features of the photos of the subject are not finite"):
+        scores(photos, robot, clip_vision=model)
+
+
 def test_a_clip_of_another_width_is_refused_with_both_widths():
     robot, photos = subject("robot")
     model = vision(CLIP_VIT | {"projection_dim": 48})

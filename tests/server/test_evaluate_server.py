@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 from comfy.clip_vision import ClipVisionModel
 from pack.workflows.client import PromptRejected
 from pack.workflows.prompts import fill, read_workflow
@@ -29,9 +28,8 @@ VIT_L = {  # what Load CLIP Vision takes for a ViT-L by its 23rd layer; the size
 def clip_vision(server):
     """A CLIP ViT-L with random weights in the list of Load CLIP Vision."""
     file = server.folders["base"] / "models/clip_vision" / VISION
-    with torch.device("meta"):
-        layout = ClipVisionModel(CLIP_VIT | VIT_L).model.half().state_dict()
-    write_random(file, layout)
+    layout = ClipVisionModel(CLIP_VIT | VIT_L).model.state_dict()
+    write_random(file, {name: weight.to("meta") for name, weight in layout.items()})
     yield
     file.unlink()
 
