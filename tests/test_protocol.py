@@ -5,10 +5,13 @@ tests/server runs it as a whole.
 
 import importlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from pack.workflows import prompts as pack_prompts
+from pack.workflows.sheet import sheet
 from PIL import Image
 
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
@@ -78,6 +81,12 @@ def arguments(protocol, *options: str):
 
 def classes(prompt: dict) -> set[str]:
     return {node["class_type"] for node in prompt.values()}
+
+
+def test_the_script_starts_in_a_python_that_has_nothing_yet():
+    """It sets up what it needs, so that may not be needed before."""
+    without = "import sys; sys.modules.update(dict.fromkeys(['PIL', 'aiohttp', 'torch', 'numpy'])); import protocol"
+    subprocess.run([sys.executable, "-c", without], cwd=WORKFLOWS, check=True)
 
 
 def test_dreambooth_s_list_is_read_with_its_kinds(table, tmp_path):
@@ -183,7 +192,7 @@ def test_the_sheet_has_the_photos_and_a_row_for_each_prompt(table, tmp_path):
         Image.new("RGB", (32, 32), "red").save(tmp_path / name)
     rows = [ROW, ROW | {"seed": 4}, ROW | {"prompt": "a {}"}]
     path = table.write_sheet(rows, [tmp_path / "photo.png"], tmp_path, "rex")
-    one_row = table.sheet({"Photos": [tmp_path / "photo.png"]}).height
+    one_row = sheet({"Photos": [tmp_path / "photo.png"]}).height
     with Image.open(path) as page:
         assert page.height > 2.5 * one_row
 

@@ -10,7 +10,6 @@ from statistics import fmean
 from typing import NamedTuple
 
 from runtime import SetupError
-from sheet import sheet
 
 LIVE = ("cat", "dog")  # kinds that get the live prompts of DreamBooth's list
 COLUMNS = ["subject", "kind", "prompt", "seed", "subject_score", "nearest", "nearest_photo", "prompt_score", "features"]
@@ -101,6 +100,8 @@ def check_same_run(file: Path, settings: Mapping[str, object]) -> None:
 
 def write_sheet(rows: Sequence[Mapping[str, str]], photos: Sequence[Path], folder: Path, subject: str) -> Path:
     """The subject's photos, and a row of pictures for every prompt."""
+    from sheet import sheet  # it needs Pillow, which is there only once all is set up
+
     pictures = defaultdict(list)
     for row in rows:
         pictures[row["prompt"]].append(row)
