@@ -53,13 +53,13 @@ class Blueprint:
 FILE = ((SAVE, "filename"),)
 LORA = "Trains a LoRA of the subject of a folder of photos, saves it, and draws a prompt with it. "
 ALL = {
-    "Personalise and Generate (Selective BP-ZO LoRA)": Blueprint(
+    "Personalise and Generate (LoRA)": Blueprint(
         "train_and_compare",
         LORA + "By selective backpropagation and zeroth-order steps.",
         ((TRAINER, "steps"), (TRAINER, "budget_gb"), *FILE),
         "model",
     ),
-    "Personalise and Generate (Hollowed Net LoRA)": Blueprint(
+    "Personalise and Generate (Hollowed Net)": Blueprint(
         "train_hollowed",
         LORA + "With the centre of the U-Net left out while it trains.",
         ((TRAINER, "steps"), (TRAINER, "hollow_fraction"), (TRAINER, "budget_gb"), *FILE),

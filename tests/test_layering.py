@@ -13,7 +13,7 @@ TRAINERS = sorted((ROOT / "trainers").rglob("*.py"))
 NODES = sorted((ROOT / "nodes").rglob("*.py"))
 HOST_FILES = [path for path in NODES if path.name.startswith("host")]
 PYTHON = [ROOT / "__init__.py", *TRAINERS, *NODES]  # what runs inside ComfyUI
-FOLDERS = ("nodes", "trainers", "web", "workflows", "tests", "locales", ".ci")
+FOLDERS = ("nodes", "trainers", "web", "workflows", "subgraphs", "tests", "locales", ".ci")
 OURS = sorted(
     path
     for path in [*ROOT.glob("*"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*"))]

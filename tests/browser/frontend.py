@@ -2,6 +2,7 @@
 
 import json
 import time
+import uuid
 from collections.abc import Callable
 
 from playwright.sync_api import ConsoleMessage, Page
@@ -10,11 +11,16 @@ ARGUMENTS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 ).split()
+MIB = 2**20
 PACK_NAME = "EdgeTune-main"  # ComfyUI 0.30 serves no web/ of a pack with a space in its name
 SIZE = {"width": 1600, "height": 900}
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.RightSidePanel.IsOpen": False}
+EMPTY = {"nodes": [], "links": [], "groups": [], "last_node_id": 0, "last_link_id": 0, "config": {}, "version": 0.4}
 READY = "() => window.app?.vueAppReady && window.app.canvas && window.app.graph"
 FOREIGN = "/missingModelDownload-"  # asks the model hub about the default graph, whenever it gets to it
+ROUTING = (
+    "[subgraphNavigation]"  # of the frontend's addresses, where another workflow is opened from inside a sub-graph
+)
 SETTLE_MS = 1000  # the check for missing models comes after the graph is drawn
 LOCATE = """id => {
     const { canvas, ds } = app.canvas, node = app.graph.getNodeById(id), frame = canvas.getBoundingClientRect();
@@ -79,6 +85,34 @@ class Canvas:
         self.wait(lambda: self.page.evaluate("() => window.end"), timeout_s)
         assert self.page.evaluate("() => window.end") == "execution_success", self.complaints()
 
+    def open_empty(self) -> None:
+        """Open a workflow with nothing in it."""
+        self.open(EMPTY | {"id": str(uuid.uuid4())}, "empty")
+
+    def place_by_search(self, words: str) -> None:
+        """Put what these words find onto an empty canvas, with the mouse and the canvas's own search."""
+        self.open_empty()
+        search = self.page.get_by_role("combobox", expanded=True)
+
+        def opened() -> bool:  # a busy page may take two clicks for single ones
+            self.page.mouse.dblclick(800, 500)
+            self.page.wait_for_timeout(1000)
+            return search.is_visible()
+
+        self.wait(opened, timeout_s=15)
+        search.fill(words)
+        self.page.get_by_test_id("result-item").first.wait_for()
+        self.page.wait_for_timeout(700)  # the list follows the words with a delay
+        self.page.keyboard.press("Enter")
+        self.wait(lambda: self.page.evaluate("() => app.graph.nodes.length"), timeout_s=10)
+
+        def placed() -> bool:  # the first click may still meet the closing search
+            self.page.mouse.move(600, 200, steps=4)
+            self.page.mouse.click(600, 200)
+            return not self.page.evaluate("() => app.graph.nodes[0].flags.ghost")
+
+        self.wait(placed, timeout_s=10)
+
     def receive(self, kind: str, data: dict) -> None:
         """Let the frontend handle a message as if the server had sent it."""
         message = json.dumps({"type": kind, "data": data})
@@ -109,5 +143,17 @@ class Canvas:
 
     def _note(self, message: ConsoleMessage) -> None:
         source = (message.location or {}).get("url", "")
-        if FOREIGN not in source and message.type in ("warning", "error") and (not source or self._is_local(source)):
+        if FOREIGN in source or message.text.startswith(ROUTING):
+            return
+        if message.type in ("warning", "error") and (not source or self._is_local(source)):
             self.messages.append(f"{message.type}: {message.text} ({source})")
+
+
+def step_message(node: int | str, workflow: str, losses: list[float], step: int | None = None, **other) -> dict:
+    """An edgetune.step, as nodes/host_runs.py sends it."""
+    last = {"loss": losses[-1], "kind": "bp", "t": 10, "bytes": 64 * MIB}
+    place = {"node": str(node), "workflow": workflow, "prompt_id": "p"}
+    series = {"losses": losses, "kinds": ["bp"] * len(losses)}
+    limits = {"planned_bytes": None, "budget_bytes": None}
+    progress = {"step": step or len(losses), "first": 1, "steps": 8, "elapsed_s": 1.0}
+    return place | progress | last | limits | series | other

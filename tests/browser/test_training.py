@@ -6,13 +6,13 @@ import uuid
 from pathlib import Path
 
 import pytest
+from frontend import MIB, step_message
 
 pytestmark = pytest.mark.browser
 
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 TRAINER = "EdgeTune_SelectiveTrainer"
 STEPS = 12
-MIB = 2**20
 
 SET = """settings => {
     for (const [type, name, value] of settings)
@@ -37,16 +37,6 @@ def read(name: str) -> dict:
     return json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def message(node: int | str, workflow: str, losses: list[float], step: int | None = None, **other) -> dict:
-    """An edgetune.step, as nodes/host_runs.py sends it."""
-    last = {"loss": losses[-1], "kind": "bp", "t": 10, "bytes": 64 * MIB}
-    place = {"node": str(node), "workflow": workflow, "prompt_id": "p"}
-    series = {"losses": losses, "kinds": ["bp"] * len(losses)}
-    limits = {"planned_bytes": None, "budget_bytes": None}
-    progress = {"step": step or len(losses), "first": 1, "steps": 8, "elapsed_s": 1.0}
-    return place | progress | last | limits | series | other
-
-
 @pytest.fixture
 def trainer(canvas) -> tuple[int, str]:
     """A trainer's node id and its graph's, just opened, and never before."""
@@ -64,7 +54,7 @@ def test_messages_are_drawn_and_nothing_of_it_is_saved(canvas, trainer):
     assert panel(canvas).count() == 0
 
     limits = {"planned_bytes": 128 * MIB, "budget_bytes": 2048 * MIB}
-    canvas.receive("edgetune.step", message(*trainer, [0.5, 0.4], kinds=["bp", "zo"], **limits))
+    canvas.receive("edgetune.step", step_message(*trainer, [0.5, 0.4], kinds=["bp", "zo"], **limits))
     for text in ("Step 2 of 8", "BP 0.5000 (1)", "ZO 0.4000 (1)", "peak 64 MiB · plan 128 MiB · budget 2.0 GiB"):
         panel(canvas).get_by_text(text).wait_for()
     assert canvas.page.evaluate(SAVED) == before
@@ -81,16 +71,16 @@ def test_messages_are_drawn_and_nothing_of_it_is_saved(canvas, trainer):
 
 def test_a_run_of_another_graph_or_node_is_not_shown_here(canvas, trainer):
     node, workflow = trainer
-    canvas.receive("edgetune.step", message(node, "another", [0.5]))
-    canvas.receive("edgetune.step", message(node + 1000, workflow, [0.5]))
-    canvas.receive("edgetune.step", message(f"{node}:1", workflow, [0.5]))
+    canvas.receive("edgetune.step", step_message(node, "another", [0.5]))
+    canvas.receive("edgetune.step", step_message(node + 1000, workflow, [0.5]))
+    canvas.receive("edgetune.step", step_message(f"{node}:1", workflow, [0.5]))
     canvas.page.wait_for_timeout(300)
     assert panel(canvas).count() == 0
     assert canvas.messages == []
 
 
 def test_the_run_is_there_when_the_workflow_is_opened_again(canvas, trainer):
-    canvas.receive("edgetune.step", message(*trainer, [0.5, 0.4, 0.3]))
+    canvas.receive("edgetune.step", step_message(*trainer, [0.5, 0.4, 0.3]))
     panel(canvas).get_by_text("Step 3 of 8").wait_for()
     canvas.open(read("dtap_preview"), "dtap_preview")
     assert panel(canvas).count() == 0
@@ -99,9 +89,9 @@ def test_the_run_is_there_when_the_workflow_is_opened_again(canvas, trainer):
 
 
 def test_messages_that_the_server_knows_nothing_about_do_not_make_a_gap(canvas, trainer):
-    canvas.receive("edgetune.step", message(*trainer, [0.5, 0.4]))
-    canvas.receive("edgetune.step", message(*trainer, [0.1], step=5))  # 3 and 4 never came
-    canvas.receive("edgetune.step", message(*trainer, [0.4, 0.3], step=3))  # 2 comes again
+    canvas.receive("edgetune.step", step_message(*trainer, [0.5, 0.4]))
+    canvas.receive("edgetune.step", step_message(*trainer, [0.1], step=5))  # 3 and 4 never came
+    canvas.receive("edgetune.step", step_message(*trainer, [0.4, 0.3], step=3))  # 2 comes again
     panel(canvas).get_by_text("(3)").wait_for()
 
 
