@@ -21,6 +21,7 @@ FOREIGN = "/missingModelDownload-"  # asks the model hub about the default graph
 ROUTING = (
     "[subgraphNavigation]"  # of the frontend's addresses, where another workflow is opened from inside a sub-graph
 )
+PATIENCE_MS = 120_000  # with a page on a machine that is busy
 SETTLE_MS = 1000  # the check for missing models comes after the graph is drawn
 LOCATE = """id => {
     const { canvas, ds } = app.canvas, node = app.graph.getNodeById(id), frame = canvas.getBoundingClientRect();
@@ -41,6 +42,7 @@ class Canvas:
     def __init__(self, page: Page, url: str, is_nodes2: bool):
         self.page, self.url, self.is_nodes2 = page, url, is_nodes2
         self.messages: list[str] = []  # warnings and errors since the last workflow was opened
+        page.set_default_timeout(PATIENCE_MS)
         page.on("console", self._note)
         page.on("pageerror", lambda error: self.messages.append(f"uncaught: {error}"))
         page.route("**/*", lambda route: route.continue_() if self._is_local(route.request.url) else route.abort())

@@ -19,6 +19,8 @@ SET = """settings => {
         for (const node of app.graph.nodes.filter(n => n.type === type))
             node.widgets.find(w => w.name === name).value = value;
 }"""
+CUT_OFF = """panel => [...panel.querySelectorAll('.row > span')]
+    .filter(span => span.scrollWidth > span.clientWidth + 1).map(span => span.textContent)"""
 SAVED = "() => JSON.parse(JSON.stringify(app.rootGraph.serialize()))"
 LISTEN = """() => {
     window.end = null;
@@ -26,6 +28,11 @@ LISTEN = """() => {
         app.api.addEventListener(end, () => { window.end = end; });
 }"""
 FIND = "type => Number(app.graph.nodes.find(n => n.type === type).id)"
+ADD = "type => { const node = LiteGraph.createNode(type); app.graph.add(node); return Number(node.id); }"
+PANEL_OF = """id => {
+    const widget = app.graph.getNodeById(id).widgets.find(w => w.name === 'training');
+    return widget?.element.shadowRoot.querySelector('.panel').innerText ?? '';
+}"""
 TO_SUBGRAPH = """type => {
     const node = app.graph.nodes.find(n => n.type === type);
     return app.graph.convertToSubgraph(new Set([node])).node.id;
@@ -57,6 +64,7 @@ def test_messages_are_drawn_and_nothing_of_it_is_saved(canvas, trainer):
     canvas.receive("edgetune.step", step_message(*trainer, [0.5, 0.4], kinds=["bp", "zo"], **limits))
     for text in ("Step 2 of 8", "BP 0.5000 (1)", "ZO 0.4000 (1)", "peak 64 MiB · plan 128 MiB · budget 2.0 GiB"):
         panel(canvas).get_by_text(text).wait_for()
+    assert panel(canvas).evaluate(CUT_OFF) == []
     assert canvas.page.evaluate(SAVED) == before
     assert canvas.messages == []
 
@@ -93,6 +101,33 @@ def test_messages_that_the_server_knows_nothing_about_do_not_make_a_gap(canvas, 
     canvas.receive("edgetune.step", step_message(*trainer, [0.1], step=5))  # 3 and 4 never came
     canvas.receive("edgetune.step", step_message(*trainer, [0.4, 0.3], step=3))  # 2 comes again
     panel(canvas).get_by_text("(3)").wait_for()
+
+
+def test_each_trainer_of_a_graph_shows_its_own_run(canvas):
+    workflow = read("train_and_save")
+    canvas.open(workflow | {"id": str(uuid.uuid4())}, "train_and_save")
+    graph = canvas.page.evaluate("() => app.rootGraph.id")
+    nodes = [canvas.page.evaluate(ADD, kind) for kind in ("EdgeTune_HollowedNetTrainer", "EdgeTune_ZOTextualInversion")]
+    nodes.append(canvas.page.evaluate(FIND, TRAINER))
+    before = canvas.page.evaluate(SAVED)
+    for steps, node in enumerate(nodes, start=2):
+        canvas.receive("edgetune.step", step_message(node, graph, [0.1 * steps] * steps, kinds=["bp", "zo"] * 2))
+    for steps, node in enumerate(nodes, start=2):
+        shown = canvas.page.evaluate(PANEL_OF, node)
+        canvas.wait(lambda: f"Step {steps} of 8" in canvas.page.evaluate(PANEL_OF, node), timeout_s=10)  # noqa: B023
+        assert panel(canvas).count() == len(nodes), shown
+    assert canvas.page.evaluate(SAVED) == before
+    assert canvas.messages == []
+
+
+def test_the_panel_of_a_node_in_sub_graphs_is_shown_where_the_node_is(canvas, trainer):
+    outer = canvas.page.evaluate(TO_SUBGRAPH, TRAINER)
+    canvas.receive("edgetune.step", step_message(f"{outer}:{trainer[0]}", trainer[1], [0.5, 0.4]))
+    canvas.page.wait_for_timeout(200)
+    assert not panel(canvas).is_visible()
+    canvas.page.evaluate(ENTER, outer)
+    panel(canvas).get_by_text("Step 2 of 8").wait_for()
+    assert canvas.messages == []
 
 
 @pytest.mark.slow

@@ -104,17 +104,22 @@ function drawSmooth(pen, { steps, smooth }, x, y, colour) {
   pen.lineWidth = 1.8;
   pen.lineJoin = "round";
   pen.beginPath();
-  const stride = Math.max(1, Math.floor(steps.length / 2000));
+  const pixels = steps.length ? x(steps.at(-1)) - x(steps[0]) : 0;
+  const stride = Math.max(1, Math.floor(steps.length / Math.max(pixels, 1))); // a point a pixel
   for (let i = 0; i < steps.length; i += stride) pen.lineTo(x(steps[i]), y(smooth[i]));
   if (steps.length) pen.lineTo(x(steps.at(-1)), y(smooth.at(-1)));
   pen.stroke();
 }
 
-/** A strip of one mark per step; where several share a pixel, the last one's. */
+/** A strip of one mark per step; where several share a pixel, a blend. Filled once for each kind, which is cheap. */
 function drawKinds(pen, run, x, top, width) {
   const stride = Math.max(1, Math.floor(0.5 / width));
-  for (let i = 0; i < run.kinds.length; i += stride) {
-    pen.fillStyle = COLOURS[run.kinds[i]];
-    pen.fillRect(x(run.first + i) - width / 2, top, Math.max(width, 1), MARKS);
+  for (const [kind, colour] of Object.entries(COLOURS)) {
+    pen.fillStyle = colour;
+    pen.beginPath();
+    for (let i = 0; i < run.kinds.length; i += stride) {
+      if (run.kinds[i] === kind) pen.rect(x(run.first + i) - width / 2, top, stride * width, MARKS);
+    }
+    pen.fill();
   }
 }

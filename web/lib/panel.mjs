@@ -12,6 +12,7 @@ const STYLE = `
   .row { display: flex; justify-content: space-between; gap: 8px; white-space: nowrap; }
   .row > * { overflow: hidden; text-overflow: ellipsis; }
   .over .row:first-child { white-space: normal; }
+  .legend { flex-wrap: wrap; row-gap: 2px; }
   canvas { flex: 1; min-height: 0; width: 100%; }
   .faint { opacity: 0.75; }
   .kind::before { content: ""; display: inline-block; width: 8px; height: 8px; margin-right: 4px; border-radius: 2px;
@@ -34,7 +35,7 @@ const PARTS = `
   <div class="panel">
     <div class="row"><span id="status"></span><span id="pace" class="faint"></span></div>
     <canvas></canvas>
-    <div class="row">
+    <div class="row legend">
       <span><span class="kind" id="bp"></span><span class="kind" id="zo"></span></span>
       <span id="memory" class="faint"></span>
     </div>
@@ -98,33 +99,40 @@ export class Panel {
     });
   }
 
+  /** Only where it is another: the page is laid out again after each change. */
+  #write(id, text) {
+    const part = this.#part(id);
+    if (part.textContent !== text) part.textContent = text;
+  }
+
   #draw() {
     this.#frame = 0;
     const { run, isRunning, text, problem } = this.state;
     const last = run.last;
-    this.#part("status").textContent = text || (last ? `Step ${last.step} of ${last.steps}` : "Starting");
+    const canvas = this.root.querySelector("canvas");
+    drawCurve(canvas, run, getComputedStyle(canvas).color); // first: it reads sizes, which what follows may change
+    this.#write("status", text || (last ? `Step ${last.step} of ${last.steps}` : "Starting"));
     this.#part("status").title = text ?? "";
     const pace = run.stepsPerSecond ? rateText(run.stepsPerSecond) : "";
-    this.#part("pace").textContent = isRunning && pace ? `${pace} \u00b7 ${timeText(run.secondsLeft)} left` : "";
+    this.#write("pace", isRunning && pace ? `${pace} \u00b7 ${timeText(run.secondsLeft)} left` : "");
     this.root.querySelector(".panel").classList.toggle("over", !isRunning);
     this.#part("buttons").hidden = !isRunning;
-    this.#part("problem").textContent = problem ?? "";
+    this.#write("problem", problem ?? "");
     for (const [kind, { smooth, steps }] of Object.entries(run.series)) {
       this.#part(kind).hidden = !steps.length;
-      this.#part(kind).textContent = `${kind.toUpperCase()} ${smooth.at(-1)?.toFixed(4)} (${steps.length})`;
+      this.#write(kind, `${kind.toUpperCase()} ${smooth.at(-1)?.toFixed(4)} (${steps.length})`);
     }
     this.#drawMemory(last?.bytes, last?.planned_bytes, last?.budget_bytes);
-    const canvas = this.root.querySelector("canvas");
-    drawCurve(canvas, run, getComputedStyle(canvas).color);
   }
 
   #drawMemory(bytes, planned, budget) {
     this.#part("bar").hidden = !bytes || !(planned || budget);
-    this.#part("memory").textContent = [
+    const sizes = [
       bytes ? `peak ${sizeText(bytes)}` : "",
       planned ? `plan ${sizeText(planned)}` : "",
       budget ? `budget ${sizeText(budget)}` : "",
-    ].filter(Boolean).join(" \u00b7 ");
+    ];
+    this.#write("memory", sizes.filter(Boolean).join(" \u00b7 "));
     const most = Math.max(bytes ?? 0, planned ?? 0, budget ?? 0) * 1.04;
     const place = (mark, value, property) => {
       mark.hidden = !value;
