@@ -32,8 +32,15 @@ function newState(message) {
 function show(state) {
   const node = isOpen(state) ? nodeByPath(app.rootGraph, state.node) : null;
   if (!node?.comfyClass?.startsWith("EdgeTune_")) return;
-  if (!panels.has(node)) addPanel(node);
+  if (!panels.has(node)) {
+    if (node.graph !== app.canvas.graph) return; // in a sub-graph that is closed: ComfyUI would draw the panel outside
+    addPanel(node);
+  }
   panels.get(node).show(state);
+}
+
+function showAll() {
+  for (const state of states.values()) show(state);
 }
 
 function addPanel(node) {
@@ -128,9 +135,10 @@ app.registerExtension({
     api.addEventListener("reconnected", catchUp);
   },
 
-  setup: catchUp,
-
-  afterConfigureGraph() {
-    for (const state of states.values()) show(state);
+  setup() {
+    app.canvas.canvas.addEventListener("litegraph:set-graph", showAll); // a sub-graph is opened or closed
+    return catchUp();
   },
+
+  afterConfigureGraph: showAll,
 });

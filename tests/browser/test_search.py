@@ -23,3 +23,19 @@ def test_a_node_is_found_by_name_or_method_and_placed_with_the_mouse(canvas, wor
     assert canvas.page.evaluate(TYPES) == [FOUND[words]]
     assert canvas.page.evaluate(BAD) == []
     assert canvas.messages == []
+
+
+def test_a_node_is_dragged_from_the_node_library(canvas):
+    toggle = "() => app.extensionManager.command.execute('Workspace.ToggleSidebarTab.node-library')"
+    canvas.open_empty()
+    canvas.page.evaluate(toggle)
+    try:
+        canvas.page.get_by_placeholder("Search...").fill("DTAP")
+        entry = canvas.page.get_by_text("DTAP Scheduler Preview")
+        entry.drag_to(canvas.page.locator("#graph-canvas"), target_position={"x": 900, "y": 400}, force=True)
+        canvas.wait(lambda: canvas.page.evaluate(TYPES), timeout_s=10)
+        assert canvas.page.evaluate(TYPES) == ["EdgeTune_DTAPPreview"]
+        assert canvas.page.evaluate(BAD) == []
+        assert canvas.complaints() == []
+    finally:
+        canvas.page.evaluate(toggle)

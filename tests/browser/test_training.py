@@ -27,6 +27,7 @@ LISTEN = """() => {
     for (const end of ['execution_success', 'execution_error', 'execution_interrupted'])
         app.api.addEventListener(end, () => { window.end = end; });
 }"""
+DRAW_NOTHING = "() => app.graph.nodes.filter(n => n.type === 'SaveImage').forEach(n => app.graph.remove(n))"
 FIND = "type => Number(app.graph.nodes.find(n => n.type === type).id)"
 ADD = "type => { const node = LiteGraph.createNode(type); app.graph.add(node); return Number(node.id); }"
 PANEL_OF = """id => {
@@ -187,3 +188,26 @@ class TestARun:
         panel(canvas).get_by_role("button", name="Cancel").click()
         panel(canvas).get_by_text("Cancelled").wait_for()
         assert canvas.messages == []
+
+
+OTHERS = {
+    "pocket_train_hollowed": ("EdgeTune_HollowedNetTrainer", {"steps": 6, "cache_samples": 4}, "Hollowed Net: 6 steps"),
+    "pocket_train_embedding": ("EdgeTune_ZOTextualInversion", {"steps": 6, "eval_every": 0}, "6 steps"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_other_trainers_show_their_runs_too(canvas, name):
+    kind, settings, words = OTHERS[name]
+    canvas.open(read(name), name)
+    settings |= {"seed": 100 + canvas.is_nodes2}
+    canvas.page.evaluate(SET, [(kind, setting, value) for setting, value in settings.items()])
+    canvas.page.evaluate(DRAW_NOTHING)
+    canvas.start()
+    panel(canvas).wait_for(timeout=120_000)
+    canvas.finish(timeout_s=240)
+    panel(canvas).get_by_text(words).wait_for()
+    counts = re.findall(r"\((\d+)\)", panel(canvas).inner_text())
+    assert sum(map(int, counts)) == settings["steps"]
+    assert canvas.messages == []
