@@ -219,6 +219,7 @@ class _SubGraph:
             boxes = [(*self.nodes[node]["pos"], *self.nodes[node]["size"]) for node in members]
             left, top = (min(box[i] for box in boxes) for i in (0, 1))
             right, bottom = (max(box[i] + box[i + 2] for box in boxes) for i in (0, 1))
+            bottom += PANEL if TRAINER in members else 0
             bounding = [left - PADDING, top - TITLE, right - left + 2 * PADDING, bottom - top + TITLE + PADDING]
             groups.append({"id": number + 1, "title": title, "bounding": bounding, "color": COLOURS[number]})
         return groups

@@ -32,6 +32,8 @@ def test_a_node_is_dragged_from_the_node_library(canvas):
     try:
         canvas.page.get_by_placeholder("Search...").fill("DTAP")
         entry = canvas.page.get_by_text("DTAP Scheduler Preview")
+        entry.wait_for()
+        canvas.page.wait_for_timeout(700)  # the list follows the words with a delay
         entry.drag_to(canvas.page.locator("#graph-canvas"), target_position={"x": 900, "y": 400}, force=True)
         canvas.wait(lambda: canvas.page.evaluate(TYPES), timeout_s=10)
         assert canvas.page.evaluate(TYPES) == ["EdgeTune_DTAPPreview"]

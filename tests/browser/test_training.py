@@ -53,12 +53,25 @@ def trainer(canvas) -> tuple[int, str]:
     return canvas.page.evaluate(FIND, TRAINER), workflow["id"]
 
 
+def settled(canvas) -> dict:
+    """What would be saved, once nodes have the size that they are laid out with."""
+    saved = [canvas.page.evaluate(SAVED)]
+
+    def is_same() -> bool:
+        canvas.page.wait_for_timeout(300)
+        saved.append(canvas.page.evaluate(SAVED))
+        return saved[-1] == saved[-2]
+
+    canvas.wait(is_same, timeout_s=10)
+    return saved[-1]
+
+
 def panel(canvas):
     return canvas.page.locator(".edgetune-panel .panel")
 
 
 def test_messages_are_drawn_and_nothing_of_it_is_saved(canvas, trainer):
-    before = canvas.page.evaluate(SAVED)
+    before = settled(canvas)
     assert panel(canvas).count() == 0
 
     limits = {"planned_bytes": 128 * MIB, "budget_bytes": 2048 * MIB}
@@ -66,7 +79,7 @@ def test_messages_are_drawn_and_nothing_of_it_is_saved(canvas, trainer):
     for text in ("Step 2 of 8", "BP 0.5000 (1)", "ZO 0.4000 (1)", "peak 64 MiB · plan 128 MiB · budget 2.0 GiB"):
         panel(canvas).get_by_text(text).wait_for()
     assert panel(canvas).evaluate(CUT_OFF) == []
-    assert canvas.page.evaluate(SAVED) == before
+    assert settled(canvas) == before
     assert canvas.messages == []
 
     canvas.receive(
@@ -74,7 +87,7 @@ def test_messages_are_drawn_and_nothing_of_it_is_saved(canvas, trainer):
     )
     panel(canvas).get_by_text("End").wait_for()
     assert not panel(canvas).get_by_role("button", name="Cancel").is_visible()
-    assert canvas.page.evaluate(SAVED) == before
+    assert settled(canvas) == before
     assert canvas.messages == []
 
 
@@ -110,14 +123,14 @@ def test_each_trainer_of_a_graph_shows_its_own_run(canvas):
     graph = canvas.page.evaluate("() => app.rootGraph.id")
     nodes = [canvas.page.evaluate(ADD, kind) for kind in ("EdgeTune_HollowedNetTrainer", "EdgeTune_ZOTextualInversion")]
     nodes.append(canvas.page.evaluate(FIND, TRAINER))
-    before = canvas.page.evaluate(SAVED)
+    before = settled(canvas)
     for steps, node in enumerate(nodes, start=2):
         canvas.receive("edgetune.step", step_message(node, graph, [0.1 * steps] * steps, kinds=["bp", "zo"] * 2))
     for steps, node in enumerate(nodes, start=2):
         shown = canvas.page.evaluate(PANEL_OF, node)
         canvas.wait(lambda: f"Step {steps} of 8" in canvas.page.evaluate(PANEL_OF, node), timeout_s=10)  # noqa: B023
         assert panel(canvas).count() == len(nodes), shown
-    assert canvas.page.evaluate(SAVED) == before
+    assert settled(canvas) == before
     assert canvas.messages == []
 
 
