@@ -23,6 +23,10 @@ comfyui.put_on_path()
 import folder_paths  # noqa: E402
 import pytest  # noqa: E402
 from comfyui import chromium, server  # noqa: E402, F401
+from hypothesis import settings  # noqa: E402
+
+settings.register_profile("any machine", deadline=None)  # how long an example takes says nothing
+settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True)

@@ -29,7 +29,7 @@ def killed(server: Server, prompt: dict, after_saves: int) -> None:
     """The server, in the middle of writing a file after this many saves, or somewhere between two of them."""
     runs = server.folders["output"] / "edgetune"
     server.client.queue(prompt)
-    seen, deadline = set(), time.monotonic() + 120
+    seen, deadline = set(), time.monotonic() + 600
     while time.monotonic() < deadline and server.process.poll() is None:
         seen |= {path.name for path in runs.glob("*/*.part")}
         if len(seen) >= 2 * after_saves and (next(runs.glob("*/*.part"), None) or after_saves % 2):
@@ -52,7 +52,7 @@ def problems(folder: Path) -> list[str]:
 
 
 def product(server: Server, prompt: dict) -> dict[str, torch.Tensor]:
-    return load_file(report(server.client.run(prompt, timeout_s=300))["files"][0])
+    return load_file(report(server.client.run(prompt, timeout_s=600))["files"][0])
 
 
 def main() -> None:
