@@ -13,7 +13,7 @@ const STYLE = `
   .row > * { overflow: hidden; text-overflow: ellipsis; }
   .over .row:first-child { white-space: normal; }
   .legend { flex-wrap: wrap; row-gap: 2px; }
-  canvas { flex: 1; min-height: 0; width: 100%; }
+  canvas { flex: 1 1 0px; height: 0; min-height: 0; width: 100%; }
   .faint { opacity: 0.75; }
   .kind::before { content: ""; display: inline-block; width: 8px; height: 8px; margin-right: 4px; border-radius: 2px;
     background: var(--colour); }
