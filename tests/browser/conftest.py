@@ -8,15 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 from comfyui import start_server
-from frontend import ARGUMENTS, PACK_NAME, SIZE, Canvas
+from frontend import ARGUMENTS, PACK_NAME, SIZE, Canvas, furnish
 from pack.workflows.client import Server
-from PIL import Image
 from playwright.sync_api import sync_playwright
-
-CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
-SUBJECT = "my_subject"
-LORAS = ("my_subject", "my_toy")
-VISION = "clip_vision_h.safetensors"
 
 
 @pytest.fixture(scope="session")
@@ -24,16 +18,7 @@ def server(tmp_path_factory) -> Iterator[Server]:
     """A server with the photos, the checkpoint, the CLIP and the LoRAs that the workflows name."""
     folder = tmp_path_factory.mktemp("browser")
     running = start_server(folder, pack_name=PACK_NAME)
-    photos = folder / "input" / SUBJECT
-    photos.mkdir(parents=True)
-    for i, colour in enumerate(("red", "green", "blue", "white")):
-        Image.new("RGB", (96, 80), colour).save(photos / f"{i}.png")
-    loras = folder / "models/loras/edgetune"
-    loras.mkdir(parents=True)
-    models = [folder / "models/checkpoints" / CHECKPOINT, folder / "models/clip_vision" / VISION]
-    listed = [*models, *(loras / f"{name}.safetensors" for name in LORAS)]
-    for file in listed:  # and never loaded here
-        file.touch()
+    furnish(folder)
     with running:
         yield running
 

@@ -3,8 +3,10 @@
 import json
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import ConsoleMessage, Page
 
 ARGUMENTS = (
@@ -159,3 +161,16 @@ def step_message(node: int | str, workflow: str, losses: list[float], step: int 
     limits = {"planned_bytes": None, "budget_bytes": None}
     progress = {"step": step or len(losses), "first": 1, "steps": 8, "elapsed_s": 1.0}
     return place | progress | last | limits | series | other
+
+
+def furnish(folder: Path, loras: Sequence[str] = ("my_subject", "my_toy")) -> None:
+    """Give a server's folder the photos that the workflows name, and files with the names of their models."""
+    photos = folder / "input" / "my_subject"
+    photos.mkdir(parents=True)
+    for i, colour in enumerate(("red", "green", "blue", "white")):
+        Image.new("RGB", (96, 80), colour).save(photos / f"{i}.png")
+    models = ["checkpoints/v1-5-pruned-emaonly-fp16", "clip_vision/clip_vision_h"]
+    for name in (*models, *(f"loras/edgetune/{lora}" for lora in loras)):  # listed, and never loaded
+        file = folder / "models" / f"{name}.safetensors"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "browser"), str(ROOT / "workflows")]
 import comfyui  # noqa: E402
 import runtime  # noqa: E402
-from frontend import ARGUMENTS, Canvas  # noqa: E402
+from frontend import ARGUMENTS, Canvas, furnish  # noqa: E402
 from PIL import Image  # noqa: E402
 from playwright.sync_api import sync_playwright  # noqa: E402
 
@@ -24,13 +24,14 @@ NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 WIDTH, QUALITY = 640, 82
 FIT = """() => {
     const { canvas, ds } = app.canvas, boxes = app.graph.nodes.map(n => n.boundingRect);
-    const left = Math.min(...boxes.map(b => b[0])), top = Math.min(...boxes.map(b => b[1])), margin = 40, menu = 60;
+    const left = Math.min(...boxes.map(b => b[0])), top = Math.min(...boxes.map(b => b[1]));
+    const margin = 40, side = 60, menu = 120;
     const right = Math.max(...boxes.map(b => b[0] + b[2])), bottom = Math.max(...boxes.map(b => b[1] + b[3]));
-    const width = canvas.clientWidth - menu, height = canvas.clientHeight - menu;
+    const width = canvas.clientWidth - side, height = canvas.clientHeight - menu;
     ds.scale = Math.min(width / (right - left + 2 * margin), height / (bottom - top + 2 * margin));
-    ds.offset = [margin + menu / ds.scale - left, margin + menu / ds.scale - top];
+    ds.offset = [margin + side / ds.scale - left, margin + menu / ds.scale - top];
     app.canvas.setDirty(true, true);
-    return [menu, menu, (right - left + 2 * margin) * ds.scale, (bottom - top + 2 * margin) * ds.scale];
+    return [side, menu, (right - left + 2 * margin) * ds.scale, (bottom - top + 2 * margin) * ds.scale];
 }"""
 
 
@@ -56,6 +57,7 @@ def main() -> None:
         comfyui.start_server(Path(folder)) as server,
         sync_playwright() as web,
     ):
+        furnish(Path(folder), loras=("my_subject",))  # my_toy is what pocket_train_and_save makes
         browser = web.chromium.launch(executable_path=runtime.find_chromium(), args=ARGUMENTS)
         canvas = Canvas(browser.new_page(viewport={"width": 1920, "height": 1080}), server.url, is_nodes2=False)
         for name in names:
