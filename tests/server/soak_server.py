@@ -29,7 +29,7 @@ def measured(server: Server) -> dict[str, int]:
         "resident_bytes": int(status["VmRSS"].split()[0]) * 1024,
         "threads": int(status["Threads"]),
         "open_files": len(list(Path(f"/proc/{server.process.pid}/fd").iterdir())),
-        "files": sum(path.is_file() and path.suffix != ".log" for path in base.rglob("*")),
+        "files": sum(path.is_file() and path.suffix not in (".log", ".png") for path in base.rglob("*")),  # no previews
     }
 
 
