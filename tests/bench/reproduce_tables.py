@@ -95,6 +95,8 @@ def write_tables(file: Path) -> None:
     length = max({row["steps"] for row in rows}, key=int)  # shorter ones were tries
     groups = by_cell([row for row in rows if row["steps"] == length])
     text = "\n\n".join(table(name, groups) for name in TABLES if any(cell in groups for cell in TABLES[name][1:]))
+    hours = sum(float(row["seconds"]) for row in rows) / 3600
+    text = f"{len(rows)} rows, whose trainings took {hours:.1f} hours of one core.\n\n{text}"
     page = BENCH / "RESULTS.md"
     pattern = re.escape(BEGIN) + ".*?" + re.escape(END)
     body = f"{BEGIN}\n\n{text}\n\n{END}"
