@@ -14,6 +14,7 @@ from .backprop import backprop_step
 from .learnt import Learnt
 from .memory import PhaseMeter
 from .objective import Network
+from .ranks import as_on_the_first
 
 # A loss this high, and twice that of the first steps, has exploded: predicting nothing scores 1, and the U-Net's last
 # GroupNorm keeps even a ruined one from going much beyond 2.
@@ -61,7 +62,9 @@ class Backprop:
     def step(self, loss: Callable[[], Tensor], shape: Hashable) -> float:
         """One step on a scalar loss of photos of this shape, counted towards phase "bp"; returns the loss."""
         with self.phase("bp", shape):
-            return backprop_step(loss, self.params, self.optimizer, self.scaler, self.max_grad_norm)
+            value = backprop_step(loss, self.params, self.optimizer, self.scaler, self.max_grad_norm)
+        as_on_the_first(self.params)
+        return value
 
     def phase(self, name: str, shape: Hashable) -> AbstractContextManager[None]:
         """The meter's phase for a step on these factors.

@@ -18,6 +18,7 @@ from .config import TokenConfig
 from .learnt import Learnt
 from .memory import LiveBytes, PhaseMeter
 from .objective import Condition, Network, denoising_loss
+from .ranks import over_ranks, rank_count
 from .token_gradient import candidates, estimate, excess_length, perturbations, slopes
 from .token_subspace import Subspace
 from .token_vectors import Shapes, Vectors, unpacked
@@ -60,9 +61,9 @@ class TokenLoss:
 
     @torch.inference_mode()
     def values(self, draw: Draw, tokens: Tensor, is_batched: bool) -> list[float]:
-        """The same as numbers, by forward passes alone; one by one unless is_batched."""
+        """The same as numbers, by forward passes alone; one by one, divided over ranks, unless is_batched."""
         parts = [tokens] if is_batched else tokens.split(1)
-        return [value for part in parts for value in self(draw, part).tolist()]
+        return list(chain.from_iterable(over_ranks([lambda part=part: self(draw, part).tolist() for part in parts])))
 
     def phase(
         self, name: str, extra: Iterable[Tensor] = (), circumstances: object = None
@@ -71,8 +72,11 @@ class TokenLoss:
         return self.meter.phase(name, chain(self._resident(), extra), circumstances)
 
     def has_room_for(self, config: TokenConfig, free_bytes: int) -> bool:
-        """Whether a step's candidates are to run as one batch, judged by the "inference" phase if it is left open."""
-        if config.candidates != "auto":
+        """Whether a step's candidates are to run as one batch, judged by the "inference" phase if it is left open.
+
+        Several ranks share them out one by one.
+        """
+        if config.candidates != "auto" or rank_count() > 1:
             return config.candidates == "batch"
         resident = LiveBytes(tensor for tensor in self._resident() if tensor.device == self.network.device).live
         activations = max(0, self.meter.peak_bytes("inference") - resident)

@@ -7,9 +7,12 @@ arXiv:2305.17333) averaged over N perturbations. A perturbation is never stored:
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
+
+from .ranks import over_ranks
 
 
 @torch.no_grad()
@@ -70,10 +73,17 @@ def zero_order_step(
     """One update theta <- theta - alpha / N * sum_n slope_n z_n, in place; returns the mean loss of its 2 N passes.
 
     loss must draw the same photo, noise and timestep each time it is called. Parameters change only at the end, once
-    all N slopes are known. They are to the bit what they were when anything raises, or when a loss is not finite.
+    all N slopes are known. They are to the bit what they were when anything raises, or when a loss is not finite, and
+    before every perturbation: so it makes no difference which of torch.distributed's ranks tries which of them.
     """
     with undoable(params) as undo:
-        pairs = [central_difference(loss, params, seed, epsilon) for seed in seeds]
+
+        def slope_along(seed: int) -> tuple[float, float]:
+            found = central_difference(loss, params, seed, epsilon)
+            undo()
+            return found
+
+        pairs = over_ranks([partial(slope_along, seed) for seed in seeds])
         mean_loss = sum(mean for _, mean in pairs) / len(seeds)
         if not math.isfinite(mean_loss):
             undo()
