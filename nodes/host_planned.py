@@ -17,7 +17,7 @@ from ..trainers.plan import Plan
 from ..trainers.planning import TrainerConfig
 from ..trainers.report import Circumstances
 from ..trainers.run import StepReport
-from . import host, host_plan, host_ui
+from . import host, host_plan, host_ranks, host_ui
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +56,11 @@ class PlannedRun(NamedTuple):
 def planned_run(
     node_id: str | None, config: TrainerConfig, model: ModelPatcher, subject: Subject, clip: CLIP | None = None
 ) -> PlannedRun:
-    """Plan the run, and tell the log and the browser; the clip is the one that stays while a token is learnt.
+    """Join the other ranks, plan the run, and tell log and browser; the clip is the one that stays for a token.
 
     Raises ValueError where the run cannot keep to config.budget_gb.
     """
+    host_ranks.join()
     facts, size = host_plan.facts_for(model, config), host_plan.largest(subject)
     planner = host_plan.Planner(model, facts, size, subject.resolution, clip)
     config, plan = planned(config, planner)

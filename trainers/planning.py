@@ -26,6 +26,7 @@ from .memory import LiveBytes, PhaseMeter
 from .objective import Condition, Example, Network, Sample
 from .plan import STEPS, PlannedPhase
 from .quantize import quantized
+from .ranks import alone
 from .selective import Draw, train_selective
 from .token_inversion import train_token
 from .token_steps import TokenExample
@@ -61,7 +62,7 @@ def planned_phases(
     """
     trainers = {SelectiveConfig: _selective, HollowConfig: _hollow, TokenConfig: _token}
     text_encoder = nn.Module() if text_encoder is None else text_encoder
-    with faked(network, text_encoder) as fake:
+    with alone(), faked(network, text_encoder) as fake:
         with quantized([fake.unet, text_encoder], config.quantization, CPU, CPU):
             meter = _Meter(text_encoder)
             trainers[type(config)](fake, photo, config, meter)

@@ -5,18 +5,33 @@ alone, it can, since a perturbation is a function of its seed. Without a process
 the same bits; MeZO (arXiv:2305.17333, section 2.1) has the idea of keeping seeds and slopes alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
 Task = Callable[[], Sequence[float]]
+_is_alone = ContextVar("is_alone", default=False)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """What runs inside the block is done by this process for itself: a plan, of which the others know nothing."""
+    token = _is_alone.set(True)
+    try:
+        yield
+    finally:
+        _is_alone.reset(token)
 
 
 def rank_count() -> int:
-    """1 where no process group was set up."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    """1 where no process group was set up, and inside alone()."""
+    if _is_alone.get() or not (dist.is_available() and dist.is_initialized()):
+        return 1
+    return dist.get_world_size()
 
 
 def over_ranks(tasks: Sequence[Task]) -> list[list[float]]:

@@ -4,7 +4,8 @@
 
 Sets up what it needs inside the checkout, starts ComfyUI, runs a workflow from workflows/api/ through its API, and says
 where the results are. Without options it teaches the pocket model, which comes with the pack, a toy that comes with it
-too. With --checkpoint and --photos it does the same with a real model and your own subject.
+too. With --checkpoint and --photos it does the same with a real model and your own subject. Under torchrun several
+processes train as one (ranks.py).
 """
 
 import argparse
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import photos
 import prompts
+import ranks
 import runtime
 from runtime import ROOT, SetupError, say
 
@@ -112,6 +114,9 @@ def run_demo(arguments: argparse.Namespace, prompt: prompts.Prompt, comfyui: Pat
             if prompts.has(prompt, PHOTO_LOADER):
                 folder = choose_photos(client, arguments, run_name, is_pocket=checkpoint is None)
             fill(prompt, arguments, checkpoint, folder)
+            if not ranks.is_first():
+                client.run(ranks.training_alone(prompt))
+                return
             prompts.prefix_files(prompt, run_name)
             started = time.monotonic()
             entry = run_prompt(client, prompt)
@@ -139,10 +144,11 @@ def open_server(arguments: argparse.Namespace, comfyui: Path | None, scratch: Pa
         custom_nodes = [runtime.link_pack(scratch / "custom_nodes").parent]
     models = {"checkpoints": offer_checkpoint(arguments.checkpoint, scratch / "checkpoints")}
     say("Starting ComfyUI, which takes some 15 seconds" + (f"; its log is {log}" if log else ""))
-    flags = ["--disable-api-nodes"]
-    if not has_accelerator():
+    flags, is_on_gpu = ["--disable-api-nodes"], has_accelerator()
+    if not is_on_gpu:
         flags += ["--cpu", "--use-pytorch-cross-attention"]  # faster than the default on a CPU
-    with Server(comfyui, custom_nodes=custom_nodes, models=models, log=log, arguments=flags) as server:
+    options = dict(arguments=flags, log=log) | ranks.server_options(scratch, flags, is_on_gpu)
+    with Server(comfyui, custom_nodes=custom_nodes, models=models, **options) as server:
         yield server.client
 
 
