@@ -15,7 +15,7 @@ TIMEOUT = timedelta(minutes=10)  # for a rank that died to be missed by the othe
 
 def join() -> None:
     """Set up the process group, once, if there is to be one; torchrun's variables say with whom."""
-    if os.environ.get(SWITCH) != "1" or dist.is_initialized():
+    if os.getenv(SWITCH) != "1" or dist.is_initialized():
         return
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
     logger.info("EdgeTune: rank %d of %d", dist.get_rank(), dist.get_world_size())
