@@ -6,6 +6,7 @@ ComfyUI 0.30.
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 
 import latent_preview
@@ -30,8 +31,8 @@ KEPT = 32  # pictures of a run; the last ones
 logger = logging.getLogger(__name__)
 
 
-def inputs(what: str) -> list[io.Input]:
-    """The inputs of a trainer that shows pictures; what it draws when no prompt is given."""
+def inputs(what: str, when: str = "") -> list[io.Input]:
+    """The inputs of a trainer that shows pictures; what it draws when no prompt is given, and when it cannot."""
     return [
         io.Int.Input(
             "preview_every",
@@ -41,7 +42,7 @@ def inputs(what: str) -> list[io.Input]:
             optional=True,
             advanced=True,
             tooltip="Steps between two small pictures of preview_prompt, shown on the node while it trains. Each "
-            "costs 30 forward passes. 0: none. The result is the same with and without.",
+            f"costs 30 forward passes. 0: none. The result is the same with and without.{when}",
         ),
         io.String.Input(
             "preview_prompt",
@@ -100,8 +101,8 @@ def encoded(
 class Drawer:
     """Draws the prompt at this latent shape, (C, H, W); phase "preview" of the meter.
 
-    conditions gives the prompt and "" as the U-Net takes them by then. Decoding is not in the phase: it is on the CPU,
-    or a product of 3 by 4 numbers a pixel.
+    conditions gives the prompt and "" as the U-Net takes them by then; it is run inside `inside`. Decoding is not in
+    the phase: it is on the CPU, or a product of 3 by 4 numbers a pixel.
     """
 
     def __init__(
@@ -112,13 +113,14 @@ class Drawer:
         shape: Sequence[int],
         meter: PhaseMeter,
         conditions: Callable[[], Sequence[Condition]],
+        inside: Callable[[], AbstractContextManager[None]] = nullcontext,
     ):
-        self.model, self.vae, self.network = model, vae, network
+        self.model, self.vae, self.network, self.inside = model, vae, network, inside
         self.shape, self.meter, self.conditions = tuple(shape), meter, conditions
 
     @torch.inference_mode()
     def __call__(self) -> Image.Image:
-        with self.meter.phase("preview", self.network.unet.parameters()):
+        with self.inside(), self.meter.phase("preview", self.network.unet.parameters()):
             prompt, empty = (_on(self.network.device, condition) for condition in self.conditions())
             latent = draw_latent(self.network, prompt, empty, self.shape)
         return self._decode(latent)

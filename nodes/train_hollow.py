@@ -8,10 +8,11 @@ from comfy_api.latest import io
 from ..trainers.activations import DTYPES
 from ..trainers.config import SAMPLING, HollowConfig
 from ..trainers.hollow import train_hollow
-from ..trainers.hollow_forward import MODES
+from ..trainers.hollow_forward import MODES, whole
 from ..trainers.memory import PhaseMeter
+from ..trainers.plan import Plan
 from ..trainers.report import hollow_report
-from . import host, host_hollow, host_saves, host_two_path, host_ui
+from . import host, host_hollow, host_preview, host_saves, host_two_path, host_ui
 from .host_planned import budget, planned_run
 from .host_weights import OFFLOAD_DEVICE
 from .training import encoded_facts, finished, lora_so_far, models, more_lora, more_memory, more_steps, outputs, seed
@@ -19,6 +20,7 @@ from .training import encoded_facts, finished, lora_so_far, models, more_lora, m
 logger = logging.getLogger(__name__)
 
 NAME = "hollowed"  # of its saved runs
+WHOLE = " The left-out part comes back for it, so where that would need more memory than the run, none is drawn."
 
 
 class HollowedNetTrainer(io.ComfyNode):
@@ -43,13 +45,25 @@ class HollowedNetTrainer(io.ComfyNode):
                 *more_memory(),
                 *host_saves.inputs(),
                 budget("gradient_checkpointing, quantization and hollow_fraction"),
+                *host_preview.inputs("the instance prompt of the subject", WHOLE),
             ],
             outputs=outputs(),
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, model, clip, vae, subject, save_every=100, resume=host_saves.OFF, **settings) -> io.NodeOutput:
+    def execute(
+        cls,
+        model,
+        clip,
+        vae,
+        subject,
+        save_every=100,
+        resume=host_saves.OFF,
+        preview_every=0,
+        preview_prompt="",
+        **settings,
+    ) -> io.NodeOutput:
         node_id = cls.hidden.unique_id
         run = planned_run(node_id, HollowConfig(**settings), model, subject)
         config, meter = run.config, PhaseMeter(model.load_device)
@@ -61,14 +75,24 @@ class HollowedNetTrainer(io.ComfyNode):
         ):
             examples = [example.high for example in host.encode_subject(model, clip, vae, subject, 1.0, meter)]
             saves.check("encoded", encoded_facts(examples))
+            every = preview_every if has_room_for_pictures(run.plan) else 0
+            if every < preview_every:
+                logger.warning("preview_every: no pictures, for which this run would need more than was planned")
+            prompts = [preview_prompt or subject.instance_prompt, ""] if every else []
+            latent = examples[0].latent
+            drawn = host_preview.encoded(model, clip, prompts, latent, meter)
             with host.trainable(model, config.quantization) as network:
+                draw = host_preview.Drawer(
+                    model, vae, network, latent.shape, meter, lambda: drawn, lambda: whole(network.unet, network.device)
+                )
+                previews = host_preview.Previews(every, draw)
                 trained = train_hollow(
                     network,
                     examples,
                     config,
                     host.lora_names(model),
                     meter,
-                    run.on_step(),
+                    run.on_step(previews),
                     cache_path=host_hollow.cache_path(),
                     offload_device=OFFLOAD_DEVICE,
                     on_cached=host_ui.cache_reporter(node_id),
@@ -81,7 +105,14 @@ class HollowedNetTrainer(io.ComfyNode):
             if config.sampling == "two-path"
             else host.with_lora(model, trained.lora)
         )
-        return finished(node_id, (patched, trained.lora), trained.steps, report, saves)
+        return finished(node_id, (patched, trained.lora), trained.steps, report, saves, previews.batch())
+
+
+def has_room_for_pictures(plan: Plan) -> bool:
+    """Whether the whole network draws, beside what is learnt, in no more memory than the run needs anyway."""
+    phases = {phase.name: phase for phase in plan.phases}
+    drawing = phases["inference"].peak_bytes + phases["bp"].learnt_bytes
+    return drawing <= plan.needed_bytes - plan.allowance_bytes
 
 
 def _learning() -> list[io.Input]:

@@ -7,7 +7,9 @@ import torch
 from diffusers import DDIMScheduler
 from pack.nodes import host, host_preview
 from pack.nodes.host_pocket import load_pocket
-from pack.trainers.config import SelectiveConfig
+from pack.trainers.config import HollowConfig, SelectiveConfig
+from pack.trainers.hollow import train_hollow
+from pack.trainers.hollow_forward import whole
 from pack.trainers.memory import PhaseMeter
 from pack.trainers.objective import Condition, Network, noise_scheduler
 from pack.trainers.photos import SubjectSettings, load_subject
@@ -102,6 +104,36 @@ def test_training_gives_the_same_bits_with_and_without_pictures(pocket):
     assert previews.batch().shape == (1, 128, 128, 3)
     peaks = {phase.name: phase.peak_bytes for phase in meter.phases()}
     assert peaks.pop("preview") <= max(peaks.values())  # the run needs no more than it does without pictures
+
+
+def test_a_hollowed_run_draws_with_the_whole_network_and_learns_the_same(pocket, tmp_path):
+    """A picture before anything is learnt is the model's own, and what is left out is gone again afterwards."""
+    model, clip, vae = pocket
+    subject = load_subject(PHOTOS / "robot", SubjectSettings("a photo of a sks toy", 128), PHOTOS).subject
+    config = HollowConfig(steps=3, rank=4, cache_samples=3, learning_rate=1e-9)
+    learnt, drawn = [], []
+    with torch.inference_mode():
+        for every in (0, 2):
+            meter = PhaseMeter(model.load_device)
+            examples = [example.high for example in host.encode_subject(model, clip, vae, subject, 1.0, meter)]
+            prompts, shape = ["a photo of a sks toy", ""], examples[0].latent.shape
+            conditions = host_preview.encoded(model, clip, prompts, examples[0].latent, meter)
+            with host.trainable(model) as network:
+
+                def inside(network=network):
+                    return whole(network.unet, network.device)
+
+                own = host_preview.Drawer(model, vae, network, shape, meter, lambda c=conditions: c)()
+                draw = host_preview.Drawer(model, vae, network, shape, meter, lambda c=conditions: c, inside)
+                previews = host_preview.Previews(every, draw)
+                places = dict(cache_path=tmp_path / "cache.bin", offload_device=network.device)
+                names = host.lora_names(model)
+                learnt.append(train_hollow(network, examples, config, names, meter, previews, **places).lora)
+                drawn += previews.pictures
+    assert learnt[0].keys() == learnt[1].keys()
+    assert all(torch.equal(learnt[0][key], learnt[1][key]) for key in learnt[0])
+    (picture,) = drawn
+    assert np.abs(np.asarray(picture, int) - np.asarray(own, int)).max() <= 1
 
 
 def test_a_picture_that_fails_stops_the_pictures_and_nothing_else(caplog):

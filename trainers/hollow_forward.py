@@ -17,15 +17,18 @@ Two modes:
 Shapes: B images, C_in and C_out channels before and after the centre (Cut), H and W height and width of that level.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
 from .hollow_cuts import Cut, centre
+from .offload import offloaded
 
 MODES = ("absolute", "residual")
+LISTS = ("input_blocks", "middle_block", "output_blocks")  # of ComfyUI's U-Nets
 
 
 class Hollow(nn.Module):
@@ -38,7 +41,8 @@ class Hollow(nn.Module):
     def __init__(self, cut: Cut, mode: str, blocks: Iterable[nn.Module]):
         super().__init__()
         self.cut, self.mode = cut, mode
-        self.centre = tuple(blocks)  # not registered: the U-Net must not list them
+        self.centre = tuple(blocks)  # not registered: the U-Net must not list them, nor its own lists of blocks
+        self.lists: Mapping[str, nn.Module] = MappingProxyType({})
         self.activation: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,6 +66,7 @@ def hollowed(unet: nn.Module, cut: Cut, mode: str) -> Iterator[Hollow]:
     check_mode(cut, mode)
     count = len(unet.input_blocks)
     hollow = Hollow(cut, mode, centre(unet, cut.kept).values())
+    hollow.lists = MappingProxyType({name: getattr(unet, name) for name in LISTS})
     with _replaced(
         unet,
         input_blocks=_numbered(unet.input_blocks, range(cut.kept)),
@@ -69,6 +74,14 @@ def hollowed(unet: nn.Module, cut: Cut, mode: str) -> Iterator[Hollow]:
         output_blocks=_numbered(unet.output_blocks, range(count - cut.kept, count)),
     ):
         yield hollow
+
+
+@contextmanager
+def whole(unet: nn.Module, device: torch.device) -> Iterator[None]:
+    """Inside hollowed(): the U-Net with its centre, on this device, and with the LoRA that sits on the kept blocks."""
+    (hollow,) = unet.middle_block
+    with offloaded(hollow.centre, device), _replaced(unet, **hollow.lists):
+        yield
 
 
 def centre_activation(unet: nn.Module, cut: Cut, mode: str, forward: Callable[[], Tensor]) -> Tensor:
