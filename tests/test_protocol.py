@@ -3,7 +3,7 @@
 tests/server runs it as a whole.
 """
 
-import importlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -60,9 +60,12 @@ ROW = {
 
 @pytest.fixture
 def protocol(monkeypatch):
-    """The script, which finds its neighbours as Python lets a script do."""
+    """The script, which finds its neighbours as Python lets a script do. ComfyUI has a module of this name, too."""
     monkeypatch.syspath_prepend(WORKFLOWS)
-    return importlib.import_module("protocol")
+    spec = importlib.util.spec_from_file_location("edgetune_protocol", Path(WORKFLOWS) / "protocol.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture

@@ -161,13 +161,13 @@ def test_choices_follow_the_schedule_over_1000_draws():
 
 
 def test_all_strategies_see_the_same_photos_timesteps_and_noise():
-    def choices(strategy):
+    def seen(strategy):
         generator = torch.Generator().manual_seed(0)
         config = replace(SHORT, strategy=strategy)
         draws = [choices([example("sd1", i) for i in range(3)], config, i, 1000, generator) for i in range(1, 20)]
         return [(draw.t, draw.noise_seed, draw.probe_seeds) for draw in draws]
 
-    assert all(choices(strategy) == choices("dtap") for strategy in STRATEGIES)
+    assert all(seen(strategy) == seen("dtap") for strategy in STRATEGIES)
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)

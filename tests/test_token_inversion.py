@@ -187,7 +187,11 @@ def test_a_loss_that_is_not_finite_stops_with_a_message(method):
         with pytest.raises(
             RuntimeError, match=r"ZO Textual Inversion: the loss became nan at step 1 .*unchanged.*rate"
         ):
-            setting.train(replace(SHORT, method=method))
+            setting.train(replace(SHORT, method=method, eval_every=0))
+        with pytest.raises(
+            RuntimeError, match=r"the loss under fixed noise became nan after step 0; .*unchanged.*rate"
+        ):
+            setting.train(replace(SHORT, method=method, eval_every=1))
 
 
 def test_phases_and_their_memory():
