@@ -131,7 +131,13 @@ def encode_photos(model: ModelPatcher, vae: VAE, subject: Subject, meter: PhaseM
 
 
 def _encode_prompt(model: ModelPatcher, clip: CLIP, prompt: str) -> tuple[Tensor, Tensor | None]:
-    ((context, extras),) = clip.encode_from_tokens_scheduled(clip.tokenize(prompt), show_pbar=False)
+    encodings = clip.encode_from_tokens_scheduled(clip.tokenize(prompt), show_pbar=False)
+    if len(encodings) > 1:
+        raise ValueError(
+            f"clip: its hooks make {len(encodings)} encodings of a prompt, one after another in sampling; training "
+            f"needs one. Turn schedule_clip of Set CLIP Hooks off, or connect the CLIP from before it"
+        )
+    ((context, extras),) = encodings
     needed = _token_width(model.model.diffusion_model)
     if context.shape[-1] != needed:
         raise ValueError(

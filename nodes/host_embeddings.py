@@ -47,16 +47,17 @@ def with_lookup(clip: CLIP, name: str, vectors: Mapping[str, Tensor]) -> CLIP:
     return clone
 
 
-def _look_up(stock: SDTokenizer, name: str, vectors: Mapping[str, Tensor], text: str) -> tuple[Tensor | None, str, str]:
+def _look_up(stock: SDTokenizer, name: str, vectors: Mapping[str, Tensor], text: str) -> tuple:
     """SDTokenizer._try_get_embedding: the vectors (n, w) at the start of the text, their name, and the text after it.
 
-    A token in memory comes before a file of the same name.
+    Older ComfyUIs leave the name out. A token in memory comes before a file of the same name.
     """
     parser = copy.copy(stock)
     parser.embedding_directory = []
-    _, found, leftover = type(parser)._try_get_embedding(parser, text)
+    _, *named, leftover = type(parser)._try_get_embedding(parser, text)
+    (found,) = named or text.split()[:1]
     if found.strip(",") == name:
-        return vectors[stock.embedding_key], found, leftover
+        return vectors[stock.embedding_key], *named, leftover
     return stock._try_get_embedding(text)
 
 

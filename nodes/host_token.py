@@ -139,9 +139,13 @@ def text_encoder(clip: CLIP, name: str, quantization: str = "none") -> Iterator[
     """The CLIP's own text encoders on their device, with a live token of this name, as weights fit for autograd.
 
     To be entered inside host.trainable(), which empties the device. The CLIP and its weights have their own values
-    afterwards. Raises ValueError for a name that prompts cannot hold, and for a CLIP of another family.
+    afterwards. Raises ValueError for a name that prompts cannot hold, and for a CLIP of another family or with hooks.
     """
     check_token_name(name)
+    if clip.patcher.forced_hooks:
+        raise ValueError(
+            "clip: it has hooks (Set CLIP Hooks), with which no token can be learnt; connect it before them"
+        )
     private = clip.patcher.is_dynamic()
     if private:
         clip = clip.clone(disable_dynamic=True)

@@ -6,8 +6,9 @@ import folder_paths
 import pytest
 import tiny
 import torch
-from comfy import model_management
+from comfy import hooks, model_management
 from comfy_api.latest import io
+from comfy_extras.nodes_hooks import SetClipHooks
 from host_state import assert_untouched, host_state
 from pack.nodes import host_saves
 from pack.nodes.train_embedding import ZOTextualInversion
@@ -62,7 +63,7 @@ class Models:
         inputs = dict(model=self.model, clip=self.clip, vae=self.vae, subject=subject(photo(0, "a sks dog")))
         try:
             with torch.inference_mode():
-                return prepared.EXECUTE_NORMALIZED(**inputs, **COMMON | SETTINGS[node] | more)
+                return prepared.EXECUTE_NORMALIZED(**inputs | COMMON | SETTINGS[node] | more)
         finally:
             self.ending = Ending()
 
@@ -115,6 +116,37 @@ def test_cancel_and_running_out_of_memory_in_every_phase(models, node, share, ou
             new = set(host_saves._points()) - saved
             assert error is not torch.OutOfMemoryError or bool(new) == ("set resume to" in str(told))
         models.check()
+
+
+def hooked(clip, is_scheduled: bool):
+    """The CLIP with a LoRA by hooks, of which a second keyframe takes half away in mid-sampling."""
+    weight = "text_model.encoder.layers.0.mlp.fc1.weight"
+    rows, columns = clip.cond_stage_model.clip_l.transformer.state_dict()[weight].shape
+    name = "lora_te_text_model_encoder_layers_0_mlp_fc1"
+    lora = {f"{name}.lora_up.weight": torch.ones(rows, 1), f"{name}.lora_down.weight": torch.ones(1, columns)}
+    group = hooks.create_hook_lora(lora, 1.0, 1.0)
+    keyframes = hooks.HookKeyframeGroup()
+    for strength, start in ((1.0, 0.0), (0.5, 0.5)):
+        keyframes.add(hooks.HookKeyframe(strength, start))
+    group.set_keyframes_on_hooks(keyframes)
+    return SetClipHooks().apply_hooks(clip, is_scheduled, True, group)[0]
+
+
+@every_trainer
+@pytest.mark.parametrize("is_scheduled", [False, True])
+def test_a_clip_with_hooks(models, node, is_scheduled, output_folder):
+    """A LoRA learns prompts as the hooks make them, if they make one; a token does not know of hooks."""
+    clip = hooked(models.clip, is_scheduled)
+    before = host_state(models.model, clip, models.vae)
+    plain = models.run(node, Ending()).result[1]
+    if node is not ZOTextualInversion and not is_scheduled:
+        learnt = models.run(node, Ending(), clip=clip).result[1]
+        assert any(not torch.equal(learnt[key], plain[key]) for key in plain)
+    else:
+        with pytest.raises(ValueError, match="^clip: .*hooks.*connect"):
+            models.run(node, Ending(), clip=clip)
+    assert_untouched(before, host_state(models.model, clip, models.vae))
+    models.check()
 
 
 @every_trainer
