@@ -103,19 +103,19 @@ class Canvas:
             self.page.wait_for_timeout(1000)
             return search.is_visible()
 
-        self.wait(opened, timeout_s=15)
+        self.wait(opened, timeout_s=30)
         search.fill(words)
         self.page.get_by_test_id("result-item").first.wait_for()
         self.page.wait_for_timeout(700)  # the list follows the words with a delay
         self.page.keyboard.press("Enter")
-        self.wait(lambda: self.page.evaluate("() => app.graph.nodes.length"), timeout_s=10)
+        self.wait(lambda: self.page.evaluate("() => app.graph.nodes.length"), timeout_s=30)
 
         def placed() -> bool:  # the first click may still meet the closing search
             self.page.mouse.move(600, 200, steps=4)
             self.page.mouse.click(600, 200)
             return not self.page.evaluate("() => app.graph.nodes[0].flags.ghost")
 
-        self.wait(placed, timeout_s=10)
+        self.wait(placed, timeout_s=30)
 
     def receive(self, kind: str, data: dict) -> None:
         """Let the frontend handle a message as if the server had sent it."""

@@ -34,8 +34,13 @@ def test_a_node_is_dragged_from_the_node_library(canvas):
         entry = canvas.page.get_by_text("DTAP Scheduler Preview")
         entry.wait_for()
         canvas.page.wait_for_timeout(700)  # the list follows the words with a delay
-        entry.drag_to(canvas.page.locator("#graph-canvas"), target_position={"x": 900, "y": 400}, force=True)
-        canvas.wait(lambda: canvas.page.evaluate(TYPES), timeout_s=10)
+
+        def dropped() -> bool:  # a busy page may not have begun the drag before the mouse is let go
+            entry.drag_to(canvas.page.locator("#graph-canvas"), target_position={"x": 900, "y": 400}, force=True)
+            canvas.page.wait_for_timeout(2000)
+            return bool(canvas.page.evaluate(TYPES))
+
+        canvas.wait(dropped, timeout_s=30)
         assert canvas.page.evaluate(TYPES) == ["EdgeTune_DTAPPreview"]
         assert canvas.page.evaluate(BAD) == []
         assert canvas.complaints() == []
