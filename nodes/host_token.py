@@ -5,7 +5,7 @@ Tried against ComfyUI 0.30.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from itertools import cycle
 
@@ -72,7 +72,8 @@ class TextEncoder:
 
     def _forward(self, text: str, *tensors: Tensor) -> tuple[Tensor, Tensor | None]:
         prompts = [self._prompt(text, candidate) for candidate in zip(*tensors, strict=True)]
-        with model_management.cuda_device_context(self.device):
+        is_on_cuda = self.device.type == "cuda"  # ComfyUI 0.20 has no context for this yet
+        with torch.cuda.device(self.device) if is_on_cuda else nullcontext():
             return _encoded(self.module, self._keys, prompts)
 
     def _prompt(self, text: str, candidate: Sequence[Tensor]) -> dict[str, list]:

@@ -36,6 +36,7 @@ CASES = {
     "test_host_untouched.py": {
         "test_success": "host untouched: success, with and without int8",
         "test_cancel_and_running_out_of_memory_in_every_phase": "host untouched: Cancel and out of memory, by phase",
+        "test_a_clip_with_hooks": "CLIPs with hooks, used or refused by name; host untouched",
         "test_an_error_while_the_run_is_saved": "host untouched: the disk is full while saving",
         "test_a_run_stopped_through_the_route": "host untouched: stopped through the route",
         "test_a_request_to_stop": "requests to stop that make no sense",
