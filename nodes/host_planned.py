@@ -1,14 +1,16 @@
 """A trainer's run as it is planned: with which settings, against which limits, and what to say if memory runs out."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import NamedTuple
 
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 from comfy_api.latest import io
 from PIL import Image
+from torch import Tensor
 
 from ..trainers.budget import planned
 from ..trainers.out_of_memory import explanation, is_out_of_memory
@@ -16,8 +18,10 @@ from ..trainers.photos import Subject
 from ..trainers.plan import Plan
 from ..trainers.planning import TrainerConfig
 from ..trainers.report import Circumstances
+from ..trainers.resume import Saves
 from ..trainers.run import StepReport
-from . import host, host_plan, host_ranks, host_ui
+from ..trainers.saving import Product
+from . import host, host_plan, host_ranks, host_saves, host_ui
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +43,23 @@ class PlannedRun(NamedTuple):
             if not is_out_of_memory(error):
                 raise
             raise explanation(error, self.config, self.plan, self.planner) from error
+
+    @contextmanager
+    def saved(
+        self,
+        trainer: str,
+        subject: Subject,
+        save_every: int,
+        resume: str,
+        as_file: Callable[[Mapping[str, Tensor]], Product],
+    ) -> Iterator[Saves]:
+        """explained(), and host_saves.saved_run() of the settings as they were chosen, whatever the budget was."""
+        settings = replace(self.config, budget_gb=0.0)
+        with (
+            self.explained(),
+            host_saves.saved_run(self.node_id, trainer, settings, subject, save_every, resume, as_file) as saves,
+        ):
+            yield saves
 
     def on_step(
         self, picture: Callable[[StepReport], Image.Image | None] = lambda step: None

@@ -98,6 +98,21 @@ def encoded(
     ]
 
 
+def of_lora(
+    every: int, prompt: str, model: ModelPatcher, clip: CLIP, vae: VAE, latent: Tensor, meter: PhaseMeter
+) -> Callable[..., Previews]:
+    """Encodes the prompt, if there are to be pictures. Returns what makes the Previews once the network is trainable.
+
+    That takes the network, and the context it is to draw inside. latent is one of the photos', (C, H, W).
+    """
+    drawn = encoded(model, clip, [prompt, ""] if every else [], latent, meter)
+
+    def on(network: Network, inside: Callable[[], AbstractContextManager[None]] = nullcontext) -> Previews:
+        return Previews(every, Drawer(model, vae, network, latent.shape, meter, lambda: drawn, inside))
+
+    return on
+
+
 class Drawer:
     """Draws the prompt at this latent shape, (C, H, W); phase "preview" of the meter.
 

@@ -1,7 +1,6 @@
 """Quantize + ZO Textual Inversion: schema, and the few lines that run it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 from comfy_api.latest import io
 from torch import Tensor
@@ -76,12 +75,7 @@ class ZOTextualInversion(io.ComfyNode):
         texts = [training_captions(config.captions, photo.caption, word, name) for photo in photos]
         run = planned_run(node_id, config, model, subject, clip)
         config, low, meter = run.config, run.config.quantization, PhaseMeter(model.load_device)
-        with (
-            run.explained(),
-            host_saves.saved_run(
-                node_id, NAME, replace(config, budget_gb=0.0), subject, save_every, resume, _so_far(name)
-            ) as saves,
-        ):
+        with run.saved(NAME, subject, save_every, resume, _so_far(name)) as saves:
             latents = host.encode_photos(model, vae, subject, meter)
             saves.check("encoded", latent_facts(latents))
             with host.trainable(model, low) as network, host_token.text_encoder(clip, name, low) as encoder:

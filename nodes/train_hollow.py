@@ -1,7 +1,6 @@
 """Hollowed Net Trainer: schema, and the few lines that run it."""
 
 import logging
-from dataclasses import replace
 
 from comfy_api.latest import io
 
@@ -10,7 +9,6 @@ from ..trainers.config import SAMPLING, HollowConfig
 from ..trainers.hollow import train_hollow
 from ..trainers.hollow_forward import MODES, whole
 from ..trainers.memory import PhaseMeter
-from ..trainers.plan import Plan
 from ..trainers.report import hollow_report
 from . import host, host_hollow, host_preview, host_saves, host_two_path, host_ui
 from .host_planned import budget, planned_run
@@ -67,25 +65,16 @@ class HollowedNetTrainer(io.ComfyNode):
         node_id = cls.hidden.unique_id
         run = planned_run(node_id, HollowConfig(**settings), model, subject)
         config, meter = run.config, PhaseMeter(model.load_device)
-        with (
-            run.explained(),
-            host_saves.saved_run(
-                node_id, NAME, replace(config, budget_gb=0.0), subject, save_every, resume, lora_so_far
-            ) as saves,
-        ):
+        with run.saved(NAME, subject, save_every, resume, lora_so_far) as saves:
             examples = [example.high for example in host.encode_subject(model, clip, vae, subject, 1.0, meter)]
             saves.check("encoded", encoded_facts(examples))
-            every = preview_every if has_room_for_pictures(run.plan) else 0
+            every = preview_every if run.plan.has_room_for_pictures else 0
             if every < preview_every:
                 logger.warning("preview_every: no pictures, for which this run would need more than was planned")
-            prompts = [preview_prompt or subject.instance_prompt, ""] if every else []
-            latent = examples[0].latent
-            drawn = host_preview.encoded(model, clip, prompts, latent, meter)
+            prompt, latent = preview_prompt or subject.instance_prompt, examples[0].latent
+            previews_on = host_preview.of_lora(every, prompt, model, clip, vae, latent, meter)
             with host.trainable(model, config.quantization) as network:
-                draw = host_preview.Drawer(
-                    model, vae, network, latent.shape, meter, lambda: drawn, lambda: whole(network.unet, network.device)
-                )
-                previews = host_preview.Previews(every, draw)
+                previews = previews_on(network, lambda: whole(network.unet, network.device))
                 trained = train_hollow(
                     network,
                     examples,
@@ -106,13 +95,6 @@ class HollowedNetTrainer(io.ComfyNode):
             else host.with_lora(model, trained.lora)
         )
         return finished(node_id, (patched, trained.lora), trained.steps, report, saves, previews.batch())
-
-
-def has_room_for_pictures(plan: Plan) -> bool:
-    """Whether the whole network draws, beside what is learnt, in no more memory than the run needs anyway."""
-    phases = {phase.name: phase for phase in plan.phases}
-    drawing = phases["inference"].peak_bytes + phases["bp"].learnt_bytes
-    return drawing <= plan.needed_bytes - plan.allowance_bytes
 
 
 def _learning() -> list[io.Input]:

@@ -1,7 +1,5 @@
 """Selective BP/ZO Trainer: schema, and the few lines that run it."""
 
-from dataclasses import replace
-
 from comfy_api.latest import io
 
 from ..trainers.config import SelectiveConfig
@@ -58,20 +56,13 @@ class SelectiveTrainer(io.ComfyNode):
         node_id = cls.hidden.unique_id
         run = planned_run(node_id, SelectiveConfig(**settings), model, subject)
         config, meter = run.config, PhaseMeter(model.load_device)
-        with (
-            run.explained(),
-            host_saves.saved_run(
-                node_id, NAME, replace(config, budget_gb=0.0), subject, save_every, resume, lora_so_far
-            ) as saves,
-        ):
+        with run.saved(NAME, subject, save_every, resume, lora_so_far) as saves:
             examples = host.encode_subject(model, clip, vae, subject, config.low_res_ratio, meter)
             saves.check("encoded", encoded_facts([example.high for example in examples]))
-            prompts = [preview_prompt or subject.instance_prompt, ""] if preview_every else []
-            latent = examples[0].high.latent
-            drawn = host_preview.encoded(model, clip, prompts, latent, meter)
+            prompt, latent = preview_prompt or subject.instance_prompt, examples[0].high.latent
+            previews_on = host_preview.of_lora(preview_every, prompt, model, clip, vae, latent, meter)
             with host.trainable(model, config.quantization) as network:
-                draw = host_preview.Drawer(model, vae, network, latent.shape, meter, lambda: drawn)
-                previews = host_preview.Previews(preview_every, draw)
+                previews = previews_on(network)
                 names, on_step = host.lora_names(model), run.on_step(previews)
                 trained = train_selective(network, examples, config, names, meter, on_step, saves)
         given = run.circumstances(subject, network.waiting_bytes)

@@ -8,9 +8,9 @@ import pytest
 import tiny
 import torch
 from bad_inputs import FOLDERS, NAMES, NUMBERS, SUBJECT, make_folders
-from comfy_api.latest import io
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from node_runs import run_node as run
 from pack.nodes.dtap_preview import DTAPPreview
 from pack.nodes.files import SaveEmbedding, SaveLoRA
 from pack.nodes.load_subject import IMAGES_INPUT, LoadSubjectImages
@@ -26,12 +26,6 @@ from test_host import photo, subject
 
 DEFAULTS = {DTAPPreview: {"steps": 10, "t_max": 1000, "t_mid": 750, "k": 0.05}}
 TRAINERS = (SelectiveTrainer, HollowedNetTrainer, ZOTextualInversion)
-
-
-def run(node, **inputs):
-    prepared = node.PREPARE_CLASS_CLONE({"hidden_inputs": {io.Hidden.unique_id: "7"}})
-    with torch.inference_mode():
-        return prepared.EXECUTE_NORMALIZED(**inputs)
 
 
 @pytest.fixture(scope="module")

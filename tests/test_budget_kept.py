@@ -5,8 +5,7 @@ import re
 import folder_paths
 import pytest
 import tiny
-import torch
-from comfy_api.latest import io
+from node_runs import run_node
 from pack.nodes.train_embedding import ZOTextualInversion
 from pack.nodes.train_hollow import HollowedNetTrainer
 from pack.nodes.train_selective import SelectiveTrainer
@@ -26,11 +25,9 @@ SLACK = 1.03
 
 
 def run(node, **settings) -> Report:
-    prepared = node.PREPARE_CLASS_CLONE({"hidden_inputs": {io.Hidden.unique_id: "7"}})
     inputs = dict(model=tiny.tiny_model("sd1"), clip=tiny.tiny_clip("sd1"), vae=tiny.tiny_vae())
     photos = subject(photo(0, "a sks dog", width=256, height=256))
-    with torch.inference_mode():
-        return prepared.EXECUTE_NORMALIZED(**inputs, subject=photos, **SETTINGS[node] | settings).result[-1]
+    return run_node(node, **inputs, subject=photos, **SETTINGS[node] | settings).result[-1]
 
 
 def peak(report: Report) -> int:

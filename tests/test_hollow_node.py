@@ -8,6 +8,7 @@ import tiny
 import torch
 from comfy import model_management
 from comfy_api.latest import io
+from node_runs import run_node
 from pack.nodes import host
 from pack.nodes.train_hollow import HollowedNetTrainer
 from pack.trainers.checkpoint import lora_metadata
@@ -27,10 +28,8 @@ def temp(tmp_path, monkeypatch):
 
 def run(model, kind: str, **settings) -> io.NodeOutput:
     photos = subject(photo(0, "a sks dog"), photo(1, "a sks dog asleep", width=96), flip=True)
-    node = HollowedNetTrainer.PREPARE_CLASS_CLONE({"hidden_inputs": {io.Hidden.unique_id: "7"}})
-    with torch.inference_mode():
-        inputs = dict(model=model, clip=tiny_clip(kind), vae=tiny_vae(), subject=photos)
-        return node.EXECUTE_NORMALIZED(**inputs, **SETTINGS | settings)
+    inputs = dict(model=model, clip=tiny_clip(kind), vae=tiny_vae(), subject=photos)
+    return run_node(HollowedNetTrainer, **inputs, **SETTINGS | settings)
 
 
 def picture(model, kind: str) -> torch.Tensor:

@@ -11,8 +11,8 @@ from comfy import model_management, sampler_helpers, samplers
 from comfy.model_patcher import CoreModelPatcher
 from comfy.sd import VAE
 from comfy.taesd.taesd import TAESD
-from comfy_api.latest import io
 from comfy_extras import nodes_clip_sdxl, nodes_model_advanced
+from node_runs import run_node
 from pack.nodes import host
 from pack.nodes.train_selective import SelectiveTrainer
 from pack.trainers.config import SelectiveConfig
@@ -272,9 +272,7 @@ def test_the_node_trains_inside_comfyui_and_its_outputs_plug_in(kind):
     before = weights(model)
     photos = subject(photo(0, "a sks dog"), photo(1, "a sks dog asleep", width=96), flip=True)
     settings = dict(steps=4, rank=2, learning_rate=1e-2, strategy="random", zo_perturbations=1, alpha=4.0, seed=5)
-    node = SelectiveTrainer.PREPARE_CLASS_CLONE({"hidden_inputs": {io.Hidden.unique_id: "7"}})
-    with torch.inference_mode():
-        output = node.EXECUTE_NORMALIZED(model=model, clip=clip, vae=vae, subject=photos, **settings)
+    output = run_node(SelectiveTrainer, model=model, clip=clip, vae=vae, subject=photos, **settings)
     trained, lora, loss, report = output.result
 
     assert len(loss["loss"]) == report.steps == report.steps_bp + report.steps_zo == 4

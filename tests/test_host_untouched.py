@@ -10,6 +10,7 @@ from comfy import hooks, model_management
 from comfy_api.latest import io
 from comfy_extras.nodes_hooks import SetClipHooks
 from host_state import assert_untouched, host_state
+from node_runs import run_node
 from pack.nodes import host_saves
 from pack.nodes.train_embedding import ZOTextualInversion
 from pack.nodes.train_hollow import HollowedNetTrainer
@@ -59,11 +60,9 @@ class Models:
 
     def run(self, node, ending: Ending, **more) -> io.NodeOutput:
         self.ending = ending
-        prepared = node.PREPARE_CLASS_CLONE({"hidden_inputs": {io.Hidden.unique_id: "7"}})
         inputs = dict(model=self.model, clip=self.clip, vae=self.vae, subject=subject(photo(0, "a sks dog")))
         try:
-            with torch.inference_mode():
-                return prepared.EXECUTE_NORMALIZED(**inputs | COMMON | SETTINGS[node] | more)
+            return run_node(node, **inputs | COMMON | SETTINGS[node] | more)
         finally:
             self.ending = Ending()
 

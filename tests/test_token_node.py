@@ -9,6 +9,7 @@ import tiny
 import torch
 from comfy import model_management
 from comfy_api.latest import io
+from node_runs import run_node
 from pack.nodes import host, host_preview, host_token
 from pack.nodes.host_pocket import load_pocket
 from pack.nodes.train_embedding import ZOTextualInversion
@@ -29,9 +30,7 @@ def run(model, clip, **settings) -> io.NodeOutput:
 
 
 def run_on(model, clip, vae, photos, **settings) -> io.NodeOutput:
-    node = ZOTextualInversion.PREPARE_CLASS_CLONE({"hidden_inputs": {io.Hidden.unique_id: "7"}})
-    with torch.inference_mode():
-        return node.EXECUTE_NORMALIZED(model=model, clip=clip, vae=vae, subject=photos, **SETTINGS | settings)
+    return run_node(ZOTextualInversion, model=model, clip=clip, vae=vae, subject=photos, **SETTINGS | settings)
 
 
 def encoded(clip, text: str) -> torch.Tensor:

@@ -80,6 +80,12 @@ class Plan:
         return next((phase.peak_bytes for phase in self.phases if phase.name == "inference"), None)
 
     @property
+    def has_room_for_pictures(self) -> bool:
+        """Whether the whole network draws, beside what is learnt, in no more memory than the run needs anyway."""
+        learnt = max((phase.learnt_bytes for phase in self.phases if phase.name in STEPS), default=0)
+        return (self.inference_peak_bytes or 0) + learnt <= self.needed_bytes - self.allowance_bytes
+
+    @property
     def needed_bytes(self) -> int:
         """The highest of all phases, and the allowance."""
         return max(phase.peak_bytes for phase in self.phases) + self.allowance_bytes

@@ -16,7 +16,6 @@ from types import MappingProxyType
 from typing import Protocol
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .checks import require
@@ -165,7 +164,7 @@ class _Keeper:
         try:
             write_point(point, saves.as_file(self.product()), Saved(self._state(), saves.facts))
             remove_old_runs(saves.folder.parent, saves.folder)
-        except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             saves.story = f"Step {step} could not be saved in {saves.folder}: {error}. {self._where()}"
             logger.warning("%s: %s", self.log.trainer, saves.story)
             return

@@ -108,17 +108,22 @@ def check_loss(history: Sequence[StepReport], trainer: str, rates: str) -> None:
     """Raise RuntimeError when the last loss is not finite, or the last ones have exploded."""
     last = history[-1]
     where = f"step {last.step} ({last.kind.upper()}, timestep {last.t})"
-    if not math.isfinite(last.loss):
-        raise RuntimeError(
-            f"{trainer}: the loss became {last.loss} at {where}; the model you put in is unchanged. "
-            f"Lower {rates}, or load the model in float32 or bfloat16 if it runs in float16."
-        )
+    check_finite(last.loss, f"{trainer}: the loss became {last.loss} at {where}", rates)
     recent = fmean(report.loss for report in history[-WINDOW:])
     first = fmean(report.loss for report in history[:WINDOW])
     if len(history) > WINDOW and recent > max(EXPLODED, 2 * first):
         raise RuntimeError(
             f"{trainer}: the loss exploded at {where}: mean {recent:.3g} over the last {WINDOW} steps, "
             f"{first:.3g} over the first; the model you put in is unchanged. Lower {rates}."
+        )
+
+
+def check_finite(loss: float, told: str, rates: str) -> None:
+    """Raise RuntimeError, which begins with what is told, unless the loss is a number; rates are settings to lower."""
+    if not math.isfinite(loss):
+        raise RuntimeError(
+            f"{told}; the model you put in is unchanged. "
+            f"Lower {rates}, or load the model in float32 or bfloat16 if it runs in float16."
         )
 
 

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .atomic import replacing
+from .weight_files import write_safetensors
 
 KEPT_POINTS = 2  # of a run: should the newest have caught the first steps of an explosion, there is one before it
 KEPT_RUNS = 10
@@ -129,6 +129,6 @@ def _runs(root: Path) -> list[Path]:
 
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     with replacing(path) as partial:
-        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, partial, metadata=dict(metadata))
+        write_safetensors(tensors, partial, metadata)
         with open(partial, "rb") as file:
             os.fsync(file.fileno())  # or the new name could outlive a power cut, and its contents not

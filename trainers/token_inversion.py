@@ -8,7 +8,6 @@ the token with the lowest loss under noise that stays the same, instead of the l
 Shapes: see token_steps.py.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -20,7 +19,7 @@ from .config import TokenConfig
 from .memory import PhaseMeter
 from .objective import Network
 from .resume import Saves, keeping
-from .run import StepLog, StepReport
+from .run import StepLog, StepReport, check_finite
 from .token_steps import Draw, GradientRun, TokenExample, TokenLoss, ZeroOrderRun
 from .token_vectors import Vectors, packed, unpacked
 
@@ -117,11 +116,8 @@ class _Best:
         if every:
             lowest = min((evaluation.loss for evaluation in self.evaluations), default=float("inf"))
             loss = self._evaluate(token)
-            if not math.isfinite(loss):
-                raise RuntimeError(
-                    f"{TRAINER}: the loss under fixed noise became {loss} after step {step}; the model you put in is "
-                    "unchanged. Lower learning_rate, or load the model in float32 or bfloat16 if it runs in float16."
-                )
+            told = f"{TRAINER}: the loss under fixed noise became {loss} after step {step}"
+            check_finite(loss, told, "learning_rate")
             self.evaluations.append(Evaluation(step, loss))
             if not self.evaluations[-1].loss < lowest:
                 return

@@ -36,11 +36,19 @@ def save_tensors(
         )
     try:
         return _written(state, path, metadata, overwrite, rivals)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise RuntimeError(
             f"{socket}: it could not be written to {path} ({error}). Nothing there was changed. Free some space, or "
             "allow ComfyUI to write there, then press Run again: what has run before need not run anew"
         ) from error
+
+
+def write_safetensors(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """A file at this path. Raises OSError where it cannot be written, for which safetensors has its own error."""
+    try:
+        save_file({key: value.contiguous() for key, value in state.items()}, path, metadata=dict(metadata))
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
 
 
 def _written(
@@ -50,7 +58,7 @@ def _written(
     handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=".part", dir=path.parent)
     os.close(handle)
     try:
-        save_file({key: value.contiguous() for key, value in state.items()}, temporary, metadata=dict(metadata))
+        write_safetensors(state, Path(temporary), metadata)
         return _publish(Path(temporary), path, overwrite, rivals)
     finally:
         Path(temporary).unlink(missing_ok=True)

@@ -11,7 +11,6 @@ processes train as one (ranks.py).
 import argparse
 import contextlib
 import importlib.util
-import signal
 import sys
 import tempfile
 import time
@@ -26,12 +25,7 @@ from runtime import ROOT, SetupError, say
 
 POCKET_WORKFLOW, CHECKPOINT_WORKFLOW = "pocket_train_and_compare", "train_and_compare"
 CHECKPOINT_LOADER, PHOTO_LOADER = "CheckpointLoaderSimple", "EdgeTune_LoadSubjectImages"
-WITH_STEPS = (
-    "EdgeTune_SelectiveTrainer",
-    "EdgeTune_HollowedNetTrainer",
-    "EdgeTune_ZOTextualInversion",
-    "EdgeTune_DTAPPreview",
-)
+WITH_STEPS = (*prompts.TRAINERS, "EdgeTune_DTAPPreview")
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -61,17 +55,10 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments(sys.argv[1:])
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):  # leave through the with blocks, so that the server ends too
-            signal.signal(getattr(signal, name), lambda *_: sys.exit(143))
-    try:
+    with runtime.ending_in_words("Stopped."):
         prompt = choose_workflow(arguments)
         comfyui = set_up(arguments)
         run_demo(arguments, prompt, comfyui)
-    except (RuntimeError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("Stopped.")
 
 
 def choose_workflow(arguments: argparse.Namespace) -> prompts.Prompt:

@@ -8,6 +8,11 @@ from pathlib import Path
 Prompt = dict[str, dict]  # node id -> {"class_type", "inputs", "_meta": {"title"}}
 
 FOLDER = Path(__file__).resolve().parent / "api"
+TRAINERS = {"EdgeTune_SelectiveTrainer", "EdgeTune_HollowedNetTrainer", "EdgeTune_ZOTextualInversion"}
+
+
+class UnfitWorkflow(RuntimeError):
+    """What was asked for cannot be done with a workflow. The text says why."""
 
 
 def read_workflow(name: str) -> Prompt:
@@ -77,6 +82,25 @@ def set_input(prompt: Prompt, node: dict, name: str, value: object) -> None:
         node["inputs"][name] = value
     elif "value" in prompt[current[0]]["inputs"]:
         set_input(prompt, prompt[current[0]], "value", value)
+
+
+def only(prompt: Prompt, classes: set[str]) -> str:
+    """Id of the one node of these classes. Raises UnfitWorkflow where there is none, or several."""
+    found = [node_id for node_id, node in prompt.items() if node["class_type"] in classes]
+    if len(found) != 1:
+        raise UnfitWorkflow(f"The workflow needs to have one of {', '.join(sorted(classes))}; it has {len(found)}")
+    return found[0]
+
+
+def needed(prompt: Prompt, node_id: str) -> set[str]:
+    """The node and all that it depends on."""
+    found, open_ids = set(), [node_id]
+    while open_ids:
+        current = open_ids.pop()
+        if current not in found:
+            found.add(current)
+            open_ids += [value[0] for value in prompt[current]["inputs"].values() if is_link(value)]
+    return found
 
 
 def is_link(value: object) -> bool:

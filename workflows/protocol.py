@@ -15,7 +15,6 @@ import argparse
 import copy
 import json
 import re
-import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ import demo
 import photos
 import prompts
 import protocol_graph as graph
+import runtime
 from protocol_table import Questions, Row, Table, check_same_run, read_questions, summary, write_sheet
 from runtime import SetupError, say
 
@@ -65,10 +65,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments(sys.argv[1:])
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):  # leave through the with blocks, so that the server ends too
-            signal.signal(getattr(signal, name), lambda *_: sys.exit(143))
-    try:
+    with runtime.ending_in_words("Stopped. The same command goes on from here."):
         questions = read_questions(arguments.prompts)
         subjects = [find_subject(text, questions) for text in arguments.subjects]
         workflow = read_workflow(arguments)
@@ -81,10 +78,6 @@ def main() -> None:
                     name = demo.choose_checkpoint(client, arguments.checkpoint)
                     prompts.fill(workflow, {(demo.CHECKPOINT_LOADER, "ckpt_name"): name})
                 run(client, workflow, subjects, questions, arguments)
-    except (RuntimeError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("Stopped. The same command goes on from here.")
 
 
 def read_workflow(arguments: argparse.Namespace) -> prompts.Prompt:

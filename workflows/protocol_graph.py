@@ -3,17 +3,12 @@
 import re
 
 import prompts
-from prompts import Prompt, is_link
+from prompts import TRAINERS, Prompt, UnfitWorkflow, needed, only
 
-TRAINERS = {"EdgeTune_SelectiveTrainer", "EdgeTune_HollowedNetTrainer", "EdgeTune_ZOTextualInversion"}
 TOKEN_TRAINER, POCKET_LOADER = "EdgeTune_ZOTextualInversion", "EdgeTune_LoadPocketModel"
 PHOTO_LOADER, EVALUATE = "EdgeTune_LoadSubjectImages", "EdgeTune_EvaluateSubject"
 PICTURE, SCORES = "protocol picture", "protocol scores"  # ids of the nodes that are added
 RARE = "sks"
-
-
-class UnfitWorkflow(RuntimeError):
-    """The protocol cannot be run with a workflow. The text says why."""
 
 
 def measured(workflow: Prompt, features: str, clip_vision: str | None = None, clip: str | None = None) -> Prompt:
@@ -42,27 +37,6 @@ def measured(workflow: Prompt, features: str, clip_vision: str | None = None, cl
             prompt[f"protocol {socket}"] = loading
             prompt[SCORES]["inputs"][socket] = [f"protocol {socket}", 0]
     return prompt
-
-
-def only(prompt: Prompt, classes: set[str]) -> str:
-    """Id of the one node of these classes."""
-    found = [node_id for node_id, node in prompt.items() if node["class_type"] in classes]
-    if len(found) != 1:
-        raise UnfitWorkflow(
-            f"The protocol needs a workflow with one of {', '.join(sorted(classes))}; it has {len(found)}"
-        )
-    return found[0]
-
-
-def needed(prompt: Prompt, node_id: str) -> set[str]:
-    """The node and all that it depends on."""
-    found, open_ids = set(), [node_id]
-    while open_ids:
-        current = open_ids.pop()
-        if current not in found:
-            found.add(current)
-            open_ids += [value[0] for value in prompt[current]["inputs"].values() if is_link(value)]
-    return found
 
 
 def name_subject(prompt: Prompt, name: str, kind: str, folder: str) -> str:

@@ -10,8 +10,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from prompts import Prompt
-from protocol_graph import TRAINERS, needed, only
+from prompts import TRAINERS, Prompt, needed, only
 
 SWITCH = "EDGETUNE_RANKS"  # tells the nodes to train with the other ranks (nodes/host_ranks.py)
 

