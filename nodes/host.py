@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..trainers.checkpoint import BASE_VERSIONS
 from ..trainers.memory import PhaseMeter
 from ..trainers.objective import Condition, Example, Network, Sample, noise_scheduler
-from ..trainers.photos import Photo, Subject, downscaled, with_mirrored
+from ..trainers.photos import Photo, Subject, downscaled, loss_weight, with_mirrored
 from ..trainers.report import Circumstances, LoadedModel
 from . import host_loaded
 from .host_weights import fit_for_autograd, unload
@@ -116,7 +116,10 @@ def encode_subject(
     with meter.phase("encode", parts):
         captions = dict.fromkeys(photo.caption for photo in photos)
         prompts = {caption: _encode_prompt(model, clip, caption) for caption in captions}
-        examples = [_encode_photo(model, vae, photo, prompts[photo.caption], low_res_ratio) for photo in photos]
+        examples = [
+            _encode_photo(model, vae, photo, prompts[photo.caption], low_res_ratio, subject.background_weight)
+            for photo in photos
+        ]
     for patcher in (clip.patcher, vae.patcher):
         unload(patcher)
     return examples
@@ -148,12 +151,31 @@ def _encode_prompt(model: ModelPatcher, clip: CLIP, prompt: str) -> tuple[Tensor
 
 
 def _encode_photo(
-    model: ModelPatcher, vae: VAE, photo: Photo, prompt: tuple[Tensor, Tensor | None], low_res_ratio: float
+    model: ModelPatcher,
+    vae: VAE,
+    photo: Photo,
+    prompt: tuple[Tensor, Tensor | None],
+    low_res_ratio: float,
+    background_weight: float,
 ) -> Example:
     small = downscaled(photo.image, low_res_ratio)
     full_size = (photo.image.shape[1], photo.image.shape[0])
     high = _encode_image(model, vae, photo.image, prompt, full_size)
-    return Example(high, high if small is photo.image else _encode_image(model, vae, small, prompt, full_size))
+    high = high._replace(weight=_weight(photo, background_weight))
+    if small is photo.image:
+        return Example(high, high)
+    low = _encode_image(model, vae, small, prompt, full_size)
+    return Example(high, low._replace(weight=_weight(photo, background_weight, low_res_ratio)))
+
+
+def photo_weights(subject: Subject) -> list[Tensor | None]:
+    """By how much each latent of with_mirrored(subject) counts in the loss, (H, W); None where all count alike."""
+    return [_weight(photo, subject.background_weight) for photo in with_mirrored(subject)]
+
+
+def _weight(photo: Photo, background_weight: float, ratio: float = 1) -> Tensor | None:
+    weight = loss_weight(photo, background_weight, ratio)
+    return None if weight is None else _kept(weight[None])
 
 
 def _encode_image(

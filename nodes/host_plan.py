@@ -64,11 +64,12 @@ class Structure:
         scheduler = noise_scheduler(torch.linspace(0.999, 0.005, 1000), self.prediction_type)
         return Network(unet, _predictor(twin), scheduler, self.dtype, CPU)
 
-    def photo(self, height: int, width: int) -> Sample:
+    def photo(self, height: int, width: int, is_masked: bool = False) -> Sample:
         """A photo of that many pixels with a prompt of one chunk, all zeros."""
         latent = torch.zeros(self.latent_channels, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
         vector = torch.zeros(self.vector_width) if self.vector_width else None
-        return Sample(latent, torch.zeros(TOKENS, self.token_width), vector)
+        weight = torch.zeros(latent.shape[1:]) if is_masked else None
+        return Sample(latent, torch.zeros(TOKENS, self.token_width), vector, weight)
 
 
 def _plain(config: BASE) -> BASE:
@@ -114,11 +115,20 @@ def facts_for(model: ModelPatcher, config: TrainerConfig) -> ModelFacts:
 class Planner:
     """Plans of runs on one model and photos of one size; the clip is the one that stays while a token is learnt."""
 
-    def __init__(self, model: ModelPatcher, facts: ModelFacts, size: Size, resolution: int, clip: CLIP | None = None):
+    def __init__(
+        self,
+        model: ModelPatcher,
+        facts: ModelFacts,
+        size: Size,
+        resolution: int,
+        clip: CLIP | None = None,
+        is_masked: bool = False,
+    ):
         self.model, self.facts, self.size, self.resolution, self.clip = model, facts, size, resolution, clip
+        self.is_masked = is_masked
 
     def __call__(self, config: TrainerConfig) -> Plan:
-        found, device = phases(self.model, self.size, config, self.clip), self.facts.device
+        found, device = phases(self.model, self.size, config, self.clip, self.is_masked), self.facts.device
         return Plan(
             method=METHODS[type(config)],
             base_model=self.facts.base_version,
@@ -141,17 +151,19 @@ def largest(subject: Subject) -> Size:
 
 
 def phases(
-    model: ModelPatcher, size: Size, config: TrainerConfig, clip: CLIP | None = None
+    model: ModelPatcher, size: Size, config: TrainerConfig, clip: CLIP | None = None, is_masked: bool = False
 ) -> tuple[PlannedPhase, ...]:
     """Peaks of a run on photos of that size, by phase. Without the clip a token's plan leaves the text encoder out."""
     text = TextStructure.of(clip) if clip is not None and isinstance(config, TokenConfig) else TextStructure()
-    return _phases(Structure(model), text, size, bearing(config))
+    return _phases(Structure(model), text, size, bearing(config), is_masked)
 
 
 @lru_cache(KNOWN_PLANS)
-def _phases(structure: Structure, text: TextStructure, size: Size, config: TrainerConfig) -> tuple[PlannedPhase, ...]:
+def _phases(
+    structure: Structure, text: TextStructure, size: Size, config: TrainerConfig, is_masked: bool
+) -> tuple[PlannedPhase, ...]:
     def photo(ratio: float) -> Sample:
-        return structure.photo(*downscaled_size(*size, ratio))
+        return structure.photo(*downscaled_size(*size, ratio), is_masked)
 
     with autograd():
         return planned_phases(structure.network(), photo, config, text.module())

@@ -83,7 +83,7 @@ def planned_run(
     """
     host_ranks.join()
     facts, size = host_plan.facts_for(model, config), host_plan.largest(subject)
-    planner = host_plan.Planner(model, facts, size, subject.resolution, clip)
+    planner = host_plan.Planner(model, facts, size, subject.resolution, clip, subject.is_masked)
     config, plan = planned(config, planner)
     for line in filter(None, (plan.summary(), plan.choice, plan.advice)):
         logger.log(logging.WARNING if plan.fits is False else logging.INFO, line)

@@ -175,8 +175,11 @@ def token_examples(
     encoder: TextEncoder,
     latents: Sequence[Tensor],
     captions: Sequence[Sequence[str]],
+    weights: Sequence[Tensor | None] | None = None,
 ) -> list[TokenExample]:
     """Photos (C, H, W), scaled as the U-Net expects them, each with its captions, which hold embedding:NAME.
+
+    weights are host.photo_weights().
 
     Raises ValueError where a caption does not, and where the CLIP does not belong to the model; RuntimeError where the
     device had no room for both.
@@ -194,8 +197,8 @@ def token_examples(
     for text in dict.fromkeys(text for texts in captions for text in texts):
         encoder.check(text)
     return [
-        TokenExample(latent, [partial(_condition, model, network, encoder, latent, text) for text in texts])
-        for latent, texts in zip(latents, captions, strict=True)
+        TokenExample(latent, [partial(_condition, model, network, encoder, latent, text) for text in texts], weight)
+        for latent, texts, weight in zip(latents, captions, weights or [None] * len(latents), strict=True)
     ]
 
 

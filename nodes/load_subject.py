@@ -12,6 +12,7 @@ from ..trainers.photos import (
     SubjectSettings,
     image_batch,
     load_subject,
+    shaded_batch,
     subject_from_images,
 )
 from .host_files import PhotoFolder, photo_folder, photo_folders
@@ -92,6 +93,25 @@ class LoadSubjectImages(io.ComfyNode):
                     tooltip="Also learn every photo mirrored. Leave it off for subjects with text or with a left "
                     "and a right.",
                 ),
+                io.Mask.Input(
+                    "masks",
+                    optional=True,
+                    tooltip="Where the subject is in each photo: white there, black elsewhere; one mask for each, in "
+                    "the order of the photos. Without it 01.mask.png is the mask of 01.jpg, where there is one, else "
+                    "the photo's transparency is. Load Image's mask of a cut-out photo is the other way round: put "
+                    "Invert Mask between.",
+                ),
+                io.Float.Input(
+                    "background_weight",
+                    optional=True,
+                    default=0.1,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    advanced=True,
+                    tooltip="How much what masks leave out counts in training; what they cover counts 1. 1 reads no "
+                    "masks.",
+                ),
             ],
             outputs=[
                 SubjectSocket.Output("subject", tooltip="Photos and captions for the EdgeTune trainers."),
@@ -102,7 +122,7 @@ class LoadSubjectImages(io.ComfyNode):
                 ),
                 io.String.Output(
                     "report",
-                    tooltip="For each photo: original size, what was done, upscaled, exact duplicate, caption.",
+                    tooltip="For each photo: original size, what was done, upscaled, mask, exact duplicate, caption.",
                 ),
             ],
         )
@@ -125,18 +145,18 @@ class LoadSubjectImages(io.ComfyNode):
             return ""
 
     @classmethod
-    def execute(cls, folder, images=None, **options) -> io.NodeOutput:
+    def execute(cls, folder, images=None, masks=None, **options) -> io.NodeOutput:
         settings = SubjectSettings(**options)
         if images is None:
             chosen = _chosen_folder(folder)
-            loaded = load_subject(chosen.path, settings, chosen.root)
+            loaded = load_subject(chosen.path, settings, chosen.root, masks)
             source = f"folder {folder}"
         else:
-            loaded = subject_from_images(images, settings)
+            loaded = subject_from_images(images, settings, masks)
             source = "the connected images" + (f" (folder {folder} not read)" if folder != IMAGES_INPUT else "")
         report = photo_report(loaded, settings, source)
         images = image_batch(loaded.subject)
-        shown = ui.PreviewImage(images[:SHOWN], cls=cls).as_dict() | {"text": [report]}
+        shown = ui.PreviewImage(shaded_batch(loaded.subject)[:SHOWN], cls=cls).as_dict() | {"text": [report]}
         return io.NodeOutput(loaded.subject, images, report, ui=shown)
 
 

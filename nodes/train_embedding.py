@@ -88,7 +88,7 @@ class ZOTextualInversion(io.ComfyNode):
                 trained = train_token(
                     network,
                     encoder.module,
-                    host_token.token_examples(model, network, encoder, latents, texts),
+                    host_token.token_examples(model, network, encoder, latents, texts, host.photo_weights(subject)),
                     encoder.initial_vectors(config.initial_word, config.num_vectors),
                     config,
                     meter,

@@ -11,10 +11,11 @@ from pack.nodes import host
 from pack.trainers.config import HollowConfig, SelectiveConfig, TokenConfig
 from pack.trainers.hollow import train_hollow
 from pack.trainers.memory import PhaseMeter
-from pack.trainers.objective import Condition, Network, noise_scheduler
+from pack.trainers.objective import Condition, Example, Network, Sample, noise_scheduler
 from pack.trainers.resume import Saves
 from pack.trainers.schedule import STRATEGIES
 from pack.trainers.selective import train_selective
+from pack.trainers.token_steps import TokenExample
 from test_selective import example
 from token_runs import quadratic_setting, tiny_setting
 from torch import Tensor, nn
@@ -55,6 +56,10 @@ def toy_network() -> Network:
 TOY_NAMES = {f"block.attn1.{name}": f"lora_unet_{name}" for name in ("to_q", "to_v")}
 
 
+def _weighed(photo: Sample | TokenExample, weight: float | None) -> Sample | TokenExample:
+    return photo if weight is None else photo._replace(weight=torch.full(photo.latent.shape[1:], weight))
+
+
 @dataclass(frozen=True)
 class Trainer:
     """One trainer, with the settings of a short run."""
@@ -64,13 +69,23 @@ class Trainer:
     is_toy: bool = True
 
     def run(
-        self, folder: Path, saves: Saves | None = None, on_step: Callable = lambda step: None, model=None, **changes
+        self,
+        folder: Path,
+        saves: Saves | None = None,
+        on_step: Callable = lambda step: None,
+        model=None,
+        weight: float | None = None,
+        **changes,
     ) -> tuple[dict[str, Tensor], list]:
-        """What is learnt, and the steps. A model given is a MODEL, or the toy's U-Net; the cache is in the folder."""
+        """What is learnt, and the steps. A model given is a MODEL, or the toy's U-Net; the cache is in the folder.
+
+        weight is that of every place of the photos in the loss.
+        """
         config, meter = replace(self.config, **changes), PhaseMeter(CPU)
-        photos = [example("mini", seed, 8) for seed in range(2)]
+        photos = [Example(*(_weighed(size, weight) for size in example("mini", seed, 8))) for seed in range(2)]
         if isinstance(config, TokenConfig):
             with self._setting(model) as setting:
+                setting.examples = [_weighed(photo, weight) for photo in setting.examples]
                 trained = setting.train(config, on_step, meter, saves=saves)
             return trained.vectors, trained.steps
         with self._network(model) as (network, names):

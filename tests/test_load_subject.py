@@ -59,7 +59,8 @@ def test_the_schema_offers_the_documented_inputs_and_outputs(input_dir):
         "training/EdgeTune",
     )
     required = ["folder", "instance_prompt", "resolution"]
-    assert [item.id for item in schema.inputs] == [*required, "images", "class_prompt", "captions", "crop", "flip"]
+    optional = ["images", "class_prompt", "captions", "crop", "flip", "masks", "background_weight"]
+    assert [item.id for item in schema.inputs] == required + optional
     assert [item.id for item in schema.inputs if not item.optional] == required
     assert [(item.id, item.io_type) for item in schema.outputs] == [
         ("subject", "EDGETUNE_SUBJECT"),
@@ -104,6 +105,27 @@ def test_connected_images_win_over_the_folder_and_the_report_says_so(input_dir):
     assert len(subject.photos) == 3 and torch.equal(images, batch)
     assert "3 photos from the connected images (folder dog not read)" in report
     assert "not read" not in run(IMAGES_INPUT, images=batch).result[2]
+
+
+def test_masks_of_the_folder_or_connected_are_taken_along_and_shown(input_dir):
+    mask = torch.zeros(64, 96)
+    mask[16:48, 32:64] = 1
+    Image.fromarray((mask.numpy() * 255).astype(np.uint8)).save(input_dir / "dog" / "1.mask.png")
+    subject, images, report = run("dog").result
+    assert [photo.mask is None for photo in subject.photos] == [False, True] and len(images) == 2
+    assert subject.background_weight == 0.1 and "mask (1.mask.png): 25%" in report
+    connected = run("dog", masks=mask.expand(2, -1, -1), background_weight=0.5).result
+    assert torch.equal(connected[0].photos[0].mask, subject.photos[0].mask)
+    assert "all with masks, which cover 25% on average; the rest counts 0.5 times as much" in connected[2]
+    assert torch.equal(connected[1], images)
+    with pytest.raises(ValueError, match="masks: got 1 for 2 photos"):
+        run("dog", masks=mask)
+
+
+def test_a_mask_that_changes_runs_the_node_again(input_dir):
+    before = fingerprint("dog")
+    Image.new("L", (96, 64), 255).save(input_dir / "dog" / "1.mask.png")
+    assert fingerprint("dog") != before
 
 
 def test_without_connected_images_the_folder_must_be_one(input_dir):

@@ -11,6 +11,7 @@ from pack.trainers.config import HollowConfig, SelectiveConfig, TokenConfig
 from pack.trainers.hollow import train_hollow
 from pack.trainers.lora import injected
 from pack.trainers.memory import PhaseMeter
+from pack.trainers.objective import Example
 from pack.trainers.planning import bearing, planned_phases
 from pack.trainers.quantize import quantized
 from pack.trainers.selective import train_selective
@@ -56,6 +57,16 @@ def measured(model, photos, config, folder) -> dict[str, int]:
             places = dict(cache_path=folder / "hollow.bin", offload_device=CPU)
             train_hollow(network, [photos.high], config, names, meter, lambda step: None, **places)
     return {phase.name: phase.peak_bytes for phase in meter.phases()}
+
+
+@pytest.mark.parametrize("config", [SELECTIVE, HOLLOW], ids=lambda config: type(config).__name__)
+def test_what_is_planned_for_masked_photos_is_what_a_run_takes(config, tmp_path):
+    model, photos = tiny.tiny_model("sd1"), example("sd1")
+    photos = Example(*(size._replace(weight=torch.rand(size.latent.shape[1:])) for size in photos))
+    planned, plain = (host_plan.phases(model, (PIXELS, PIXELS), config, is_masked=masked) for masked in (True, False))
+    peaks = {phase.name: phase.peak_bytes for phase in planned}
+    assert peaks == measured(model, photos, config, tmp_path)
+    assert all(phase.peak_bytes <= peaks[phase.name] for phase in plain)
 
 
 @pytest.mark.parametrize("kind, dtype, config", CASES)

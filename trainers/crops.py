@@ -2,7 +2,7 @@
 
 Resizing is Lanczos on float32 channels, so nothing is rounded to 8 bits on the way.
 
-Shapes: H and W pixels; images are (H, W, 3) float32 tensors, 0-1.
+Shapes: H and W pixels; images are (H, W, C) float32 tensors, 0-1, of red, green, blue and what else goes with them.
 """
 
 from math import ceil, sqrt
@@ -36,7 +36,7 @@ def fitted(image: Tensor, resolution: int, crop: str) -> Fitted:
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     if crop == "smart" and height != width:
-        top, left = _busiest_corner(image)
+        top, left = _busiest_corner(image[..., :3])
     steps = []
     if height != width:
         where = f"at x={left}, y={top}" if crop == "smart" else "at the centre"
@@ -56,7 +56,7 @@ def resized(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def padded(image: Tensor, height: int, width: int) -> Tensor:
-    """The image in the middle of (height, width, 3), its edge pixels repeated around it."""
+    """The image in the middle of (height, width, C), its edge pixels repeated around it."""
     top, left = (height - image.shape[0]) // 2, (width - image.shape[1]) // 2
     rows = torch.arange(-top, height - top).clamp(0, image.shape[0] - 1)
     columns = torch.arange(-left, width - left).clamp(0, image.shape[1] - 1)

@@ -63,6 +63,7 @@ class Decoded(NamedTuple):
     width_px: int  # as stored, before turning
     height_px: int
     steps: tuple[str, ...]  # "rotated by EXIF", "first of 12 frames"
+    alpha: Tensor | None = None  # (H, W) of how solid it is, 0-1; None where it is all solid
 
 
 def decode(path: Path) -> Decoded:
@@ -135,14 +136,16 @@ def _decoded(picture: Image.Image) -> Decoded:
     frames = getattr(picture, "n_frames", 1)
     turned = _orientation(picture)
     picture.load()
-    image, steps = _gray_levels(picture) if _is_deep(picture) else _colours(picture)
+    image, alpha, steps = _gray_levels(picture) if _is_deep(picture) else _colours(picture)
     if turned in UPRIGHT:
         steps = ("rotated by EXIF", *steps)
     if frames > 1:
         steps = (f"first of {frames} frames", *steps)
     # Asked again: Pillow turns a TIFF itself while loading, and then forgets its tag.
-    image = UPRIGHT.get(_orientation(picture), lambda image: image)(image)
-    return Decoded(image.contiguous(), width, height, steps)
+    upright = UPRIGHT.get(_orientation(picture), lambda image: image)
+    return Decoded(
+        upright(image).contiguous(), width, height, steps, None if alpha is None else upright(alpha).contiguous()
+    )
 
 
 def _orientation(picture: Image.Image) -> int:
@@ -153,8 +156,8 @@ def _is_deep(picture: Image.Image) -> bool:
     return picture.mode in ("I", "F") or picture.mode.startswith("I;")
 
 
-def _gray_levels(picture: Image.Image) -> tuple[Tensor, tuple[str, ...]]:
-    """Grayscale of more than 8 bits as (H, W, 3): Pillow's own convert("RGB") would clip it at 255."""
+def _gray_levels(picture: Image.Image) -> tuple[Tensor, Tensor | None, tuple[str, ...]]:
+    """Grayscale of more than 8 bits as (H, W, 3) and alpha: Pillow's own convert("RGB") would clip it at 255."""
     levels = np.array(picture)
     tags = getattr(picture, "tag_v2", {})
     bits = tags.get(258, (16,))[0] if picture.mode.startswith("I;") or picture.format == "PNG" else None
@@ -164,10 +167,12 @@ def _gray_levels(picture: Image.Image) -> tuple[Tensor, tuple[str, ...]]:
         raise ValueError("it holds values that are not numbers")
     white = 2**bits - 1 if bits else _white_level(float(levels.max()), picture.mode)
     gray = levels.astype(np.float32) / white
-    if (clear := picture.info.get("transparency")) is not None:
+    alpha = None
+    if (clear := picture.info.get("transparency")) is not None and (levels == clear).any():
         gray[levels == clear] = 1
+        alpha = torch.from_numpy((levels != clear).astype(np.float32))
     image = torch.from_numpy(gray.clip(0, 1))[..., None]  # (H, W) -> (H, W, 1)
-    return flattened(image), (f"grayscale with white at {white:g} converted",)
+    return flattened(image), alpha, (f"grayscale with white at {white:g} converted",)
 
 
 def _white_level(brightest: float, mode: str) -> float:
@@ -177,8 +182,8 @@ def _white_level(brightest: float, mode: str) -> float:
     return next((white for white in depths if brightest <= white), brightest)
 
 
-def _colours(picture: Image.Image) -> tuple[Tensor, tuple[str, ...]]:
-    """Any picture of 8 bits a channel as (H, W, 3) in sRGB, on white where it is transparent."""
+def _colours(picture: Image.Image) -> tuple[Tensor, Tensor | None, tuple[str, ...]]:
+    """Any picture of 8 bits a channel as (H, W, 3) in sRGB, on white where it is transparent, and its alpha."""
     source, profile = picture.mode, picture.info.get("icc_profile")
     steps = []
     if source in GRAY_MODES:
@@ -188,15 +193,16 @@ def _colours(picture: Image.Image) -> tuple[Tensor, tuple[str, ...]]:
     alpha = None
     if source in ALPHA_MODES or "transparency" in picture.info:
         picture = picture.convert("LA").convert("RGBA") if source == "La" else picture.convert("RGBA")
-        alpha = _unit(picture.getchannel("A"))[..., None]  # (H, W) -> (H, W, 1)
+        alpha = _unit(picture.getchannel("A"))
+        alpha = alpha if alpha.min() < 1 else None
     if profile:
         picture, step = _in_srgb(picture, profile, source)
         steps += step
     image = _unit(picture.convert("RGB"))
-    if alpha is not None and alpha.min() < 1:
-        image = flattened(torch.cat([image, alpha], -1))
+    if alpha is not None:
+        image = flattened(torch.cat([image, alpha[..., None]], -1))
         steps.append("transparency flattened onto white")
-    return image, tuple(steps)
+    return image, alpha, tuple(steps)
 
 
 def _unit(picture: Image.Image) -> Tensor:

@@ -108,7 +108,8 @@ class _Run:
 
 
 def _loss(network: Network, inputs: Inputs, min_snr_gamma: float) -> Tensor:
-    return denoising_loss(network, inputs.x0, inputs.noise, inputs.t, inputs.condition, min_snr_gamma).mean()
+    x0, noise, t, condition, weight = inputs
+    return denoising_loss(network, x0, noise, t, condition, min_snr_gamma, weight).mean()
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from .fingerprint import fingerprint
 from .hollow_cuts import Cut
 from .hollow_forward import centre_activation
 from .memory import PhaseMeter
-from .objective import Condition, Network, Sample, collate
+from .objective import Condition, Network, Sample, collate, collated_weights
 
 
 class Noised(NamedTuple):
@@ -41,6 +41,7 @@ class Inputs(NamedTuple):
     noise: Tensor  # (B, C, H, W)
     t: Tensor  # (B,)
     condition: Condition
+    weight: Tensor | None  # (B, 1, H, W) of each place in the loss
 
 
 class CacheFacts(NamedTuple):
@@ -95,9 +96,11 @@ def batches(
 
 def network_inputs(network: Network, examples: Sequence[Sample], noised: Sequence[Noised]) -> Inputs:
     """The noised photos as a batch; their latents have to be of one size."""
-    x0, condition = collate([examples[one.example] for one in noised], network.device)
+    samples = [examples[one.example] for one in noised]
+    x0, condition = collate(samples, network.device)
     noise = torch.stack([_noise(x0.shape[1:], one.noise_seed) for one in noised]).to(network.device)
-    return Inputs(x0, noise, torch.tensor([one.t for one in noised], device=network.device), condition)
+    t = torch.tensor([one.t for one in noised], device=network.device)
+    return Inputs(x0, noise, t, condition, collated_weights(samples, network.device))
 
 
 @contextmanager
@@ -140,7 +143,7 @@ class Centre:
 
     def __call__(self, one: Noised) -> Tensor:
         """The tensor to store for one noised photo, (C, H, W)."""
-        x0, noise, t, condition = network_inputs(self.network, self.examples, [one])
+        x0, noise, t, condition, _ = network_inputs(self.network, self.examples, [one])
         x_t = self.network.scheduler.add_noise(x0, noise, t)
         with self.meter.phase("cache", self.network.unet.parameters(), tuple(x_t.shape)):
             return centre_activation(
@@ -176,5 +179,6 @@ def _fingerprint(
         "computation": [str(network.dtype), str(network.device)],
         "noised": noised,
     }
-    tensors = [network.scheduler.alphas_cumprod, *(tensor for example in examples for tensor in example)]
+    seen = (tensor for photo in examples for tensor in (photo.latent, photo.context, photo.vector))  # not its weight
+    tensors = [network.scheduler.alphas_cumprod, *seen]
     return fingerprint(network.unet, tensors, settings)

@@ -30,6 +30,7 @@ class Sample(NamedTuple):
     latent: Tensor  # (C, H, W)
     context: Tensor  # (S, D)
     vector: Tensor | None = None  # (A,)
+    weight: Tensor | None = None  # (H, W) of each place in the loss, 1 on average; None: all alike
 
 
 class Example(NamedTuple):
@@ -60,17 +61,24 @@ def noise_scheduler(alphas_cumprod: Tensor, prediction_type: str) -> DDPMSchedul
 
 
 def denoising_loss(
-    network: Network, x0: Tensor, noise: Tensor, t: Tensor, condition: Condition, min_snr_gamma: float = 0.0
+    network: Network,
+    x0: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    condition: Condition,
+    min_snr_gamma: float = 0.0,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """Squared error of each image against the model's own target (eps or v), (B,); min-SNR weighted if gamma > 0.
 
-    x0 and noise are (B, C, H, W), t is (B,) integers.
+    x0 and noise are (B, C, H, W), t is (B,) integers; weight is (B, 1, H, W), by which each place counts.
     """
     scheduler = network.scheduler
     x_t = scheduler.add_noise(x0, noise, t)
     v_prediction = scheduler.config.prediction_type == "v_prediction"
     target = scheduler.get_velocity(x0, noise, t) if v_prediction else noise
-    error = (network.predict(x_t, t, condition).float() - target).square().flatten(1).mean(1)
+    error = (network.predict(x_t, t, condition).float() - target).square()
+    error = (error if weight is None else error * weight).flatten(1).mean(1)
     return error * _min_snr_weight(scheduler, t, min_snr_gamma, v_prediction) if min_snr_gamma > 0 else error
 
 
@@ -91,3 +99,11 @@ def collate(samples: Sequence[Sample], device: torch.device | None = None) -> tu
     vector = torch.stack(vectors).to(device) if vectors else None
     latents = torch.stack([sample.latent for sample in samples])
     return latents.to(device), Condition(context.to(device), vector)
+
+
+def collated_weights(samples: Sequence[Sample], device: torch.device | None = None) -> Tensor | None:
+    """By how much each place of the photos counts, (B, 1, H, W), on the device; None where all count alike."""
+    if all(sample.weight is None for sample in samples):
+        return None
+    given = [torch.ones(s.latent.shape[1:]) if s.weight is None else s.weight for s in samples]
+    return torch.stack(given)[:, None].to(device)  # (B, H, W) -> (B, 1, H, W)

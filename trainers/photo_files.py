@@ -10,11 +10,17 @@ IMAGE_SUFFIXES = {
     ".heic", ".heif", ".hif", ".avif",
 }  # fmt: skip
 CAPTION_SUFFIX = ".txt"
+MASK_ENDING = ".mask"  # 01.mask.png is the mask of 01.jpg
 
 
 def photo_paths(folder: Path) -> list[Path]:
     """The photos of a folder (not of folders in it, not hidden ones) in natural order: 2.jpg before 10.jpg."""
-    return [path for path in _visible(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
+    return [path for path in _pictures(folder) if not _is_mask(path)]
+
+
+def mask_paths(folder: Path) -> dict[str, Path]:
+    """The mask files of a folder by the photo name they belong to, without its ending."""
+    return {path.stem[: -len(MASK_ENDING)]: path for path in _pictures(folder) if _is_mask(path)}
 
 
 def caption_paths(folder: Path) -> dict[str, Path]:
@@ -23,7 +29,7 @@ def caption_paths(folder: Path) -> dict[str, Path]:
 
 
 def folder_fingerprint(folder: Path) -> str:
-    """A hash that changes when a photo or caption file is added, renamed, resized, rewritten or removed."""
+    """A hash that changes when a photo, mask or caption file is added, renamed, resized, rewritten or removed."""
     files = [path for path in _visible(folder) if path.suffix.lower() in {*IMAGE_SUFFIXES, CAPTION_SUFFIX}]
     return hashlib.sha256(repr([_identity(path) for path in files]).encode(errors="surrogatepass")).hexdigest()
 
@@ -35,6 +41,14 @@ def check_inside(path: Path, root: Path) -> None:
         raise ValueError(f"a link to {target}, outside of {root}; copy the file here instead")
     if not target.is_file():
         raise ValueError("a link to a file that is not there" if path.is_symlink() else "not a plain file")
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return [path for path in _visible(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
+
+
+def _is_mask(path: Path) -> bool:
+    return path.stem.lower().endswith(MASK_ENDING)
 
 
 def _visible(folder: Path) -> list[Path]:

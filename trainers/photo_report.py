@@ -26,8 +26,19 @@ def _summary(loaded: Loaded, settings: SubjectSettings, source: str) -> str:
             f"{count} photo{'s' * (count != 1)} from {source} at {size}",
             "each also mirrored (flip)" if settings.flip else "not mirrored",
             f"{twins or 'no'} exact duplicate{'s' * (twins != 1)}",
+            *_masks(loaded),
         ]
     )
+
+
+def _masks(loaded: Loaded) -> list[str]:
+    masked = [record for record in loaded.records if record.mask]
+    if not masked:
+        return []
+    mean = sum(record.coverage for record in masked) / len(masked)
+    weight = loaded.subject.background_weight
+    count = "all" if len(masked) == len(loaded.records) else len(masked)
+    return [f"{count} with masks, which cover {mean:.0%} on average; the rest counts {weight:g} times as much"]
 
 
 def _advice(loaded: Loaded) -> list[str]:
@@ -46,8 +57,9 @@ def _advice(loaded: Loaded) -> list[str]:
 def _line(record: PhotoRecord, width: int, has_own_caption: bool) -> str:
     done = ", ".join([f"{record.width_px}x{record.height_px}", *(record.steps or ("used as it is",))])
     twin = f" | exact duplicate of {record.twin}" if record.twin else ""
+    mask = f" | mask ({record.mask}): {record.coverage:.0%}" if record.mask else ""
     caption = f" | {_caption(record)}" if has_own_caption else ""
-    return f"{record.name:<{width}}  {done}{twin}{caption}"
+    return f"{record.name:<{width}}  {done}{mask}{twin}{caption}"
 
 
 def _caption(record: PhotoRecord) -> str:

@@ -147,7 +147,7 @@ class _Blank(NamedTuple):
 
 def _token(network: Network, photo: Photo, config: TokenConfig, meter: _Meter) -> None:
     """Prompts come encoded: text encoders take less for one prompt than the U-Net does, and give it back before."""
-    latent, context, vector = photo(1.0)
+    latent, context, vector, weight = photo(1.0)
 
     def encoder(vectors: Vectors) -> Condition:
         count = len(next(iter(vectors.values())))
@@ -157,7 +157,7 @@ def _token(network: Network, photo: Photo, config: TokenConfig, meter: _Meter) -
 
     config = replace(config, steps=2, eval_every=min(1, config.eval_every), eval_samples=1, patience=0)
     initial = {"clip_l": torch.zeros(config.num_vectors, TOKEN_WIDTH)}
-    examples = [TokenExample(latent, [encoder])]
+    examples = [TokenExample(latent, [encoder], weight)]
     train_token(network, meter.text_encoder, examples, initial, config, meter, _ignore, lambda: sys.maxsize)
 
 

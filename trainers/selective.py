@@ -20,7 +20,7 @@ from .backprop import checkpointed
 from .config import SelectiveConfig
 from .lora import Lora, injected
 from .memory import PhaseMeter
-from .objective import Example, Network, Sample, collate, denoising_loss
+from .objective import Example, Network, Sample, collate, collated_weights, denoising_loss
 from .resume import Saves, keeping
 from .run import Backprop, StepLog, StepReport, Trained
 from .schedule import zo_probability
@@ -115,14 +115,15 @@ class _Loss:
     def __init__(self, network: Network, samples: list[Sample], draw: Draw, min_snr_gamma: float):
         self.network, self.min_snr_gamma = network, min_snr_gamma
         self.x0, self.condition = collate(samples, network.device)
+        self.weight = collated_weights(samples, network.device)
         self.t = torch.full((len(samples),), draw.t, device=network.device)
         generator = torch.Generator().manual_seed(draw.noise_seed)
         self.noise = torch.randn(self.x0.shape, generator=generator).to(network.device)
         self.shape = tuple(self.x0.shape)
 
     def __call__(self) -> Tensor:
-        loss = denoising_loss(self.network, self.x0, self.noise, self.t, self.condition, self.min_snr_gamma)
-        return loss.mean()
+        given = (self.x0, self.noise, self.t, self.condition, self.min_snr_gamma, self.weight)
+        return denoising_loss(self.network, *given).mean()
 
 
 def choices(

@@ -32,6 +32,7 @@ class TokenExample(NamedTuple):
 
     latent: Tensor  # (C, H, W)
     encoders: Sequence[Callable[[Vectors], Condition]]  # per caption: K tokens -> conditions (K, S, D), (K, A)
+    weight: Tensor | None = None  # (H, W) of each place in the loss, 1 on average; None: all alike
 
 
 class Draw(NamedTuple):
@@ -57,7 +58,8 @@ class TokenLoss:
         x0, noise = (x.to(device).expand(len(tokens), *x.shape) for x in (latent, noise))
         t = torch.full((len(tokens),), draw.t, device=device)
         condition = draw.example.encoders[draw.caption](unpacked(tokens, self.shapes))
-        return denoising_loss(self.network, x0, noise, t, condition)
+        weight = None if draw.example.weight is None else draw.example.weight.to(device)  # (H, W)
+        return denoising_loss(self.network, x0, noise, t, condition, weight=weight)
 
     @torch.inference_mode()
     def values(self, draw: Draw, tokens: Tensor, is_batched: bool) -> list[float]:
