@@ -1,7 +1,7 @@
 // Photos for Load Subject Images from the user's disk: a button, and drag and drop onto the node.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { ACCEPT, folderName, isPhoto, Strip, upload } from "./lib/photos.mjs";
+import { ACCEPT, counted, folderName, isMask, isPhoto, Strip, upload } from "./lib/photos.mjs";
 
 const NODE = "EdgeTune_LoadSubjectImages";
 const BUTTON = "upload photos";
@@ -53,10 +53,9 @@ function showPhotos(node, name, places) {
     strip.element.style.minHeight = `${STRIP_HEIGHT}px`;
     node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]);
   }
-  const urls = places.slice(0, SHOWN).map(({ name: filename, subfolder, type }) =>
+  const urls = places.filter((place) => !isMask(place.name)).slice(0, SHOWN).map(({ name: filename, subfolder, type }) =>
     api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type, preview: "webp;70" })}`));
-  const count = new Set(places.map((place) => place.name)).size; // a photo that was there twice is there once
-  widget.strip.show(`${count} photo${count === 1 ? "" : "s"} in ${name}`, urls);
+  widget.strip.show(`${counted(places.map((place) => place.name))} in ${name}`, urls);
 }
 
 function choose(node) {

@@ -78,6 +78,13 @@ def test_photos_that_are_dropped_are_in_a_new_folder_that_is_chosen(canvas, serv
     assert canvas.messages == []
 
 
+def test_a_mask_comes_with_its_photo_and_is_not_counted_as_one(canvas, server, word):
+    drop(canvas, ("a.png", png("red")), ("a.mask.png", png("white")), ("b.png", png("blue")))
+    assert sorted(folder_of(server, chosen(canvas))) == ["a.mask.png", "a.png", "b.png"]
+    canvas.page.get_by_text(f"2 photos and 1 mask in sks_{word}").wait_for()
+    assert canvas.page.locator(".edgetune-photos img").count() == 2
+
+
 def test_a_second_drop_makes_a_folder_of_its_own(canvas, server, word):
     for colour in ("red", "blue"):
         drop(canvas, ("a.png", png(colour)))

@@ -4,6 +4,14 @@ const ENDINGS = /\.(jpe?g|png|webp|bmp|tiff?|gif|avif|heic|heif)$/i; // what Loa
 export const ACCEPT = "image/*,.heic,.heif,.avif";
 
 export const isPhoto = (file) => ENDINGS.test(file.name);
+export const isMask = (name) => /\.mask\.\w+$/i.test(name); // 01.mask.png, which says what of 01.jpg is the subject
+
+/** How many photos and masks the files are. */
+export function counted(names) {
+  const all = [...new Set(names)], masks = all.filter(isMask).length; // a file that was there twice is there once
+  const some = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
+  return some(all.length - masks, "photo") + (masks ? ` and ${some(masks, "mask")}` : "");
+}
 
 /** A folder name that says what the photos show and is none of those taken: "sks_dog", "sks_dog_2". */
 export function folderName(prompt, taken) {
