@@ -163,16 +163,16 @@ def test_text_and_seed_reach_the_one_sampler(graph, name):
 
 def test_a_row_is_there_once_it_is_written_and_a_torn_one_is_not(table, tmp_path):
     file = tmp_path / "rows.csv"
-    table.Table(file).add(ROW)
+    table.table(file).add(ROW)
     row = table.Row("rex", ROW["prompt"], 3)
-    assert row in table.Table(file) and table.Row("rex", ROW["prompt"], 4) not in table.Table(file)
+    assert row in table.table(file) and table.Row("rex", ROW["prompt"], 4) not in table.table(file)
     whole = file.read_bytes()
     with file.open("a") as lines:
         lines.write("rex,dog,a {} on sa")  # the process was killed here
-    again = table.Table(file)
+    again = table.table(file)
     assert list(again.rows) == [row] and file.read_bytes() == whole
     again.add(ROW | {"seed": 4})
-    assert list(table.Table(file).rows) == [row, table.Row("rex", ROW["prompt"], 4)]
+    assert list(table.table(file).rows) == [row, table.Row("rex", ROW["prompt"], 4)]
 
 
 def test_rows_of_other_settings_do_not_get_into_one_file(table, tmp_path):
@@ -221,7 +221,7 @@ def test_settings_reach_the_workflow_or_are_refused(protocol, tmp_path):
     trainer = next(node["inputs"] for node in part.values() if "Selective" in node["class_type"])
     assert trainer["steps"] == 7 and pack_prompts.positive(part) == "a b"
     assert part[protocol.graph.SCORES]["inputs"]["features"] == "pocket judges"
-    with pytest.raises(protocol.SetupError, match="no node 'Nobody' with an input 'x'"):
+    with pytest.raises(protocol.prompts.UnfitWorkflow, match="no node 'Nobody' with an input 'x'"):
         protocol.read_workflow(arguments(protocol, "--set", "Nobody.x=1"))
     file = tmp_path / "mine.json"
     file.write_text(json.dumps(pack_prompts.read_workflow("train_hollowed")))

@@ -208,7 +208,7 @@ class Server:
                 start_new_session=True,  # Ctrl-C is for the caller, which can then cancel a run and keep its results
             )
         try:
-            self._wait_until_ready()
+            self.wait_until_ready()
         except BaseException:
             self.stop()
             raise
@@ -252,7 +252,8 @@ class Server:
         file.write_text("".join(sections), encoding="utf-8")
         return file
 
-    def _wait_until_ready(self) -> None:
+    def wait_until_ready(self) -> None:
+        """Return when the server answers. Raises ServerError if it ends, or does not."""
         deadline = time.monotonic() + self.start_timeout_s
         while time.monotonic() < deadline:
             if self.process.poll() is not None:

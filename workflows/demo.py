@@ -116,27 +116,39 @@ def run_demo(arguments: argparse.Namespace, prompt: prompts.Prompt, comfyui: Pat
 @contextlib.contextmanager
 def open_server(arguments: argparse.Namespace, comfyui: Path | None, scratch: Path) -> Iterator:
     """A client of the named server, or of one that runs as long as the demo does."""
-    from client import Client, Server, has_accelerator
+    from client import Client, Server
 
     if comfyui is None:
         client = Client(arguments.server)
         client.system_stats()
         yield client
         return
-    custom_nodes, log = [], None
-    if comfyui == runtime.COMFYUI:
-        runtime.link_pack(comfyui / "custom_nodes")
-        log = comfyui / "edgetune_demo.log"
-    elif comfyui / "custom_nodes" != ROOT.parent:
-        custom_nodes = [runtime.link_pack(scratch / "custom_nodes").parent]
-    models = {"checkpoints": offer_checkpoint(arguments.checkpoint, scratch / "checkpoints")}
+    log = comfyui / "edgetune_demo.log" if comfyui == runtime.COMFYUI else None
     say("Starting ComfyUI, which takes some 15 seconds" + (f"; its log is {log}" if log else ""))
-    flags, is_on_gpu = ["--disable-api-nodes"], has_accelerator()
-    if not is_on_gpu:
-        flags += ["--cpu", "--use-pytorch-cross-attention"]  # faster than the default on a CPU
+    flags, is_on_gpu = server_flags()
     options = dict(arguments=flags, log=log) | ranks.server_options(scratch, flags, is_on_gpu)
+    models = {"checkpoints": offer_checkpoint(arguments.checkpoint, scratch / "checkpoints")}
+    custom_nodes = offer_pack(comfyui, scratch)
     with Server(comfyui, custom_nodes=custom_nodes, models=models, **options) as server:
         yield server.client
+
+
+def server_flags() -> tuple[list[str], bool]:
+    """Arguments for a ComfyUI that is to train here, and whether it is on a GPU."""
+    from client import has_accelerator
+
+    if has_accelerator():
+        return ["--disable-api-nodes"], True
+    return ["--disable-api-nodes", "--cpu", "--use-pytorch-cross-attention"], False  # faster than a CPU's default
+
+
+def offer_pack(comfyui: Path, scratch: Path) -> list[Path]:
+    """Folders of custom nodes, beside ComfyUI's own, that it needs to find this checkout."""
+    if comfyui == runtime.COMFYUI:
+        runtime.link_pack(comfyui / "custom_nodes")
+    elif comfyui / "custom_nodes" != ROOT.parent:
+        return [runtime.link_pack(scratch / "custom_nodes").parent]
+    return []
 
 
 def offer_checkpoint(named: str | None, folder: Path) -> Path:

@@ -1,5 +1,7 @@
 """The demo's photos: the toys that come with the pack, or files of the user's, as Load Subject Images finds them."""
 
+from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 
 from runtime import ROOT, SetupError, say
@@ -30,6 +32,14 @@ def find_photos(named: Path | None) -> list[Path]:
     if not photos:
         raise SetupError(f"There are no photos in {folder}")
     return photos
+
+
+def content_folder(name: str, files: Sequence[Path]) -> str:
+    """A name for a folder of the server's input folder that holds these files and no others."""
+    content = sha256()
+    for file in files:
+        content.update(file.name.encode() + file.read_bytes())
+    return f"edgetune_{name}_{content.hexdigest()[:8]}"
 
 
 def upload(client, photos: list[Path], folder: str) -> None:

@@ -16,8 +16,8 @@ class UnfitWorkflow(RuntimeError):
 
 
 def read_workflow(name: str) -> Prompt:
-    """One of the workflows in workflows/api/, by the name of its file."""
-    path = FOLDER / f"{name}.json"
+    """One of the workflows in workflows/api/, by the name of its file, or another, by a path that ends in .json."""
+    path = Path(name) if name.endswith(".json") else FOLDER / f"{name}.json"
     if not path.is_file():
         names = ", ".join(sorted(file.stem for file in FOLDER.glob("*.json")))
         raise FileNotFoundError(f"there is no workflow {name!r}, only: {names or 'none yet'}")
@@ -40,6 +40,23 @@ def fill(prompt: Prompt, values: Mapping[tuple[str, str], object]) -> None:
         for node in prompt.values():
             if name in (node["class_type"], title(node)) and input_name in node["inputs"]:
                 set_input(prompt, node, input_name, value)
+
+
+def set_value(prompt: Prompt, place: str, text: str) -> None:
+    """Set NODE.INPUT, the node being a class or a title, to a text, or to what it says as JSON where it is that.
+
+    Raises UnfitWorkflow where there is no such place.
+    """
+    name, _, input_name = place.rpartition(".")
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    found = [node for node in prompt.values() if name in (node["class_type"], title(node))]
+    if not any(input_name in node["inputs"] for node in found):
+        names = ", ".join(sorted({title(node) for node in prompt.values()}))
+        raise UnfitWorkflow(f"{place}: no node {name!r} with an input {input_name!r}; the nodes are: {names}")
+    fill(prompt, {(name, input_name): value})
 
 
 def fill_positive(prompt: Prompt, text: str) -> None:

@@ -27,7 +27,7 @@ import photos
 import prompts
 import protocol_graph as graph
 import runtime
-from protocol_table import Questions, Row, Table, check_same_run, read_questions, summary, write_sheet
+from protocol_table import Questions, Row, check_same_run, read_questions, summary, table, write_sheet
 from runtime import SetupError, say
 
 SAVED = re.compile(r"(\S+/step_\d+) in the output folder")  # as a trainer's report names its saved run
@@ -83,28 +83,12 @@ def main() -> None:
 def read_workflow(arguments: argparse.Namespace) -> prompts.Prompt:
     """The part of the workflow that matters, with what was set on the command line."""
     default = demo.CHECKPOINT_WORKFLOW if arguments.checkpoint else demo.POCKET_WORKFLOW
-    named = arguments.workflow or default
-    is_file = named.endswith(".json")
-    whole = json.loads(Path(named).read_text(encoding="utf-8")) if is_file else prompts.read_workflow(named)
+    whole = prompts.read_workflow(arguments.workflow or default)
     for item in arguments.set:
-        set_value(whole, item)
+        place, _, text = item.partition("=")
+        prompts.set_value(whole, place, text)
     own = "pocket judges" if prompts.has(whole, graph.POCKET_LOADER) else "auto"
     return graph.measured(whole, arguments.features or own, arguments.clip_vision, arguments.clip)
-
-
-def set_value(workflow: prompts.Prompt, item: str) -> None:
-    """NODE.INPUT=VALUE, the value being JSON where it can be read as such. Raises SetupError where there is no such."""
-    place, _, text = item.partition("=")
-    name, _, input_name = place.rpartition(".")
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        value = text
-    found = [node for node in workflow.values() if name in (node["class_type"], prompts.title(node))]
-    if not any(input_name in node["inputs"] for node in found):
-        names = ", ".join(sorted({prompts.title(node) for node in workflow.values()}))
-        raise SetupError(f"--set {item}: no node {name!r} with an input {input_name!r}; the nodes are: {names}")
-    prompts.fill(workflow, {(name, input_name): value})
 
 
 def find_subject(text: str, questions: Questions) -> Subject:
@@ -127,19 +111,19 @@ def facts(arguments: argparse.Namespace, workflow: prompts.Prompt) -> dict[str, 
 
 def run(client, workflow: prompts.Prompt, subjects: list[Subject], questions: Questions, arguments) -> None:
     """Make the rows that are missing, and then what is made of them."""
-    table, trainings = Table(arguments.out / "rows.csv"), Trainings(client, arguments.out / "trainings.json", workflow)
+    found, trainings = table(arguments.out / "rows.csv"), Trainings(client, arguments.out / "trainings.json", workflow)
     for subject in subjects:
         wanted = [Row(subject.name, text, seed) for text in questions.of(subject.kind) for seed in arguments.seeds]
-        missing = [row for row in wanted if row not in table]
+        missing = [row for row in wanted if row not in found]
         say(f"{subject.name}, a {subject.kind}: {len(missing)} of {len(wanted)} pictures to make")
         if missing:
             prompt = copy.deepcopy(workflow)
             called = graph.name_subject(prompt, subject.name, subject.kind, put_photos(client, subject))
             for row in ordered(missing, arguments.train_again):
-                table.add(make(client, prompt, row, subject, called, trainings, arguments))
-        rows = [table.rows[row] for row in wanted]
+                found.add(make(client, prompt, row, subject, called, trainings, arguments))
+        rows = [found.rows[row] for row in wanted]
         say(f"  {write_sheet(rows, subject.photos, arguments.out, subject.name)}")
-    text = summary(list(table.rows.values()))
+    text = summary(list(found.rows.values()))
     (arguments.out / "summary.md").write_text(text, encoding="utf-8")
     say(f"\n{text}")
 
@@ -214,10 +198,7 @@ def put_photos(client, subject: Subject) -> str:
     """Name of the subject's folder on the server, which holds its photos and no others."""
     if subject.is_shipped:
         return photos.shipped_folder(subject.name)
-    content = sha256()
-    for photo in subject.photos:
-        content.update(photo.name.encode() + photo.read_bytes())
-    folder = f"edgetune_{subject.name}_{content.hexdigest()[:8]}"
+    folder = photos.content_folder(subject.name, subject.photos)
     photos.upload(client, subject.photos, folder)
     return folder
 

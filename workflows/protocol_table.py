@@ -1,6 +1,5 @@
 """What the protocol asks and what it found: prompts, rows of a CSV file that only ever grows, sheets and a summary."""
 
-import csv
 import json
 import re
 from collections import defaultdict
@@ -9,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
+from growing_rows import Rows
 from runtime import SetupError
 
 LIVE = ("cat", "dog")  # kinds that get the live prompts of DreamBooth's list
@@ -57,30 +57,9 @@ class Row(NamedTuple):
     seed: int
 
 
-class Table:
-    """The rows of a CSV file. What a killed run left half written is taken off."""
-
-    def __init__(self, file: Path):
-        self.file, self.rows = file, {}
-        if not file.exists():
-            file.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
-            return
-        whole, _, torn = file.read_text(encoding="utf-8").rpartition("\n")
-        if torn:
-            file.write_text(whole + "\n", encoding="utf-8")
-        with file.open(newline="", encoding="utf-8") as lines:
-            for row in csv.DictReader(lines):
-                self.rows[Row(row["subject"], row["prompt"], int(row["seed"]))] = row
-
-    def add(self, row: Mapping[str, object]) -> None:
-        """Append it to the file at once."""
-        with self.file.open("a", newline="", encoding="utf-8") as lines:
-            csv.DictWriter(lines, COLUMNS, lineterminator="\n").writerow(row)
-        cells = {name: str(row[name]) for name in COLUMNS}
-        self.rows[Row(cells["subject"], cells["prompt"], int(cells["seed"]))] = cells
-
-    def __contains__(self, row: Row) -> bool:
-        return row in self.rows
+def table(file: Path) -> Rows:
+    """The rows of a file that are there."""
+    return Rows(file, COLUMNS, lambda cells: Row(cells["subject"], cells["prompt"], int(cells["seed"])))
 
 
 def check_same_run(file: Path, settings: Mapping[str, object]) -> None:

@@ -100,8 +100,9 @@ def link_pack(folder: Path, name: str = ROOT.name) -> Path:
     if _is_link(link) and not (link.exists() and link.samefile(ROOT)):
         _remove_link(link)
     if not link.exists():
-        _make_link(link)
-    elif not link.samefile(ROOT):
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            _make_link(link)
+    if not link.samefile(ROOT):
         raise SetupError(f"{link} is in the way: the checkout is to appear there")
     return link
 
