@@ -12,6 +12,7 @@ last save. Needs Ray: pip install ray.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,6 +69,8 @@ def run(arguments: argparse.Namespace, workflow: prompts.Prompt, requests: list,
     import sweep_cluster
 
     sweep_cluster.check_ray()
+    if arguments.checkpoint and Path(arguments.checkpoint).is_file():
+        arguments.checkpoint = str(Path(arguments.checkpoint).resolve())
     from sweep_table import Kept  # this and what follows need what ComfyUI's Python has
 
     models = (arguments.models or comfyui / "models").resolve()
@@ -128,8 +131,6 @@ def mib(gb: float | None) -> int | None:
 
 def local_cpus(arguments: argparse.Namespace) -> int:
     """How many cores Ray may count on here: enough for as many workers as were asked for."""
-    import os
-
     return max(os.cpu_count() or 1, (arguments.workers or 1) * arguments.cpus)
 
 

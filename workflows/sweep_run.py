@@ -142,7 +142,8 @@ class Sweep:
             self.kept.save(job, data["point"])
         elif kind == "done":
             self.strikes[share.place.node] = 0
-            self.kept.add(job, data, self.mib[job.key], hand.machine, self.tries[job.key])
+            if job.key not in self.kept.rows:  # it is where Ctrl-C came just now, and this is heard again
+                self.kept.add(job, data, self.mib[job.key], hand.machine, self.tries[job.key])
             self.outcome.done += 1
         elif kind == "failed":
             self.kept.forget_point(job)

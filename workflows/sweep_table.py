@@ -97,8 +97,8 @@ class Kept:
 
         captions = {}
         for row in self.rows.rows.values():
-            pictures = [self.out / row["name"] / name for name in row["pictures"].split(";") if name]
-            if pictures:
+            named = [self.out / row["name"] / name for name in row["pictures"].split(";") if name]
+            if pictures := [path for path in named if path.exists()]:
                 captions[f"{row['name']}  {_settings(row)}"] = pictures
         paths, items = [], list(captions.items())
         for first in range(0, len(items), SHEET_ROWS):
