@@ -5,11 +5,15 @@ tests/server runs it as a whole, on a real Ray.
 
 import importlib
 import json
+import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
+from queue import SimpleQueue
 
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -251,6 +255,74 @@ def test_a_bad_address_is_named_at_once(sweep, address):
     cluster = importlib.import_module("sweep_cluster")
     with pytest.raises(sweep.SetupError, match=f"--address {address}: no Ray cluster answers there"):
         cluster.connect(address, None, 1)
+
+
+HOLDER = """
+import subprocess, sys, time
+server = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"], start_new_session=True)
+guard = [sys.executable, "-c", sys.argv[1], str(server.pid), sys.argv[2]]
+kept = subprocess.Popen(guard, stdin=subprocess.PIPE, start_new_session=True)
+print(server.pid, flush=True)
+time.sleep(100)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs process groups")
+def test_a_server_does_not_outlive_a_worker_that_is_killed(sweep, tmp_path):
+    workers = importlib.import_module("sweep_workers")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    (scratch / "photo.png").touch()
+    command = [sys.executable, "-c", HOLDER, workers.GUARD, str(scratch)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        server = int(holder.stdout.readline())
+        time.sleep(0.3)
+        assert scratch.exists() and is_alive(server)
+        holder.kill()
+    deadline = time.monotonic() + 20
+    while (scratch.exists() or is_alive(server)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not scratch.exists() and not is_alive(server)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether it runs; a zombie, which waits for its parent to look, does not."""
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+@pytest.fixture
+def worker(sweep, tmp_path):
+    """One whose ComfyUI was never started."""
+    workers = importlib.import_module("sweep_workers")
+    idle = workers.Worker.__new__(workers.Worker)
+    idle.scratch, idle.queue, idle.sent, idle.told_s = tmp_path, SimpleQueue(), "", 0.0
+    idle.folders = {name: tmp_path / name for name in ("input", "output")}
+    return workers, idle
+
+
+def test_a_worker_lays_out_photos_and_point_and_tells_each_newer_point_once(worker):
+    workers, idle = worker
+    name = "selective_2026/step_000004"
+    files = {f"edgetune/{name}{end}": end.encode() for end in (".safetensors", ".state.safetensors")}
+    prompt = pack_prompts.read_workflow("pocket_train_and_save")
+    work = workers.Work("rex", prompt, "edgetune_rex", {"1.png": b"1"}, workers.Point(name, files))
+    (idle.folders["output"] / "edgetune" / "of another job").mkdir(parents=True)
+    idle._lay_out(work)
+    assert (idle.folders["input"] / "edgetune_rex" / "1.png").read_bytes() == b"1"
+    assert [path.name for path in (idle.folders["output"] / "edgetune").iterdir()] == ["selective_2026"]
+    assert inputs(work.prompt, TRAINER)["resume"] == name
+    idle._tell_point()
+    assert idle.queue.empty()  # it came from there
+    newer = idle.folders["output"] / "edgetune/selective_2026"
+    for end in (".safetensors", ".state.safetensors"):
+        (newer / f"step_000008{end}").write_bytes(b"8")
+    idle._on_event("edgetune.step", {"step": 9, "steps": 9})
+    idle._on_event("edgetune.step", {"step": 9, "steps": 10})
+    told = [idle.queue.get_nowait() for _ in range(idle.queue.qsize())]
+    assert [kind for kind, _ in told] == ["step", "saved"]
+    point = told[1][1]["point"]
+    assert point.name == "selective_2026/step_000008" and set(point.files.values()) == {b"8"}
+    assert all(path.startswith(f"edgetune/{point.name}") for path in point.files)
 
 
 PLACES = st.lists(st.tuples(st.integers(8_000, GPU_MIB), st.integers(1, 9)), min_size=1, max_size=4)
