@@ -61,7 +61,7 @@ def dry_run(kept: Kept, jobs, sized: list[tuple[Job, int]], places: Sequence[Pla
     memory = sum(place.mib for place in places)
     lines = [
         listing([job for job, _ in sized], sizes),
-        f"{len(sized)} jobs to do; {memory:,} MiB in {len(places)} GPUs, or machines without",
+        f"{len(sized)} jobs to do; {memory:,} MiB in {len(places)} places (GPUs, or machines without one)",
     ]
     seconds, unknown = _seconds(kept, jobs, sized, places, worker, arguments)
     timed = [(mib, seconds[job.key]) for job, mib in sized if job.key in seconds]
