@@ -99,6 +99,11 @@ def test_a_checkpoint_needs_photos_that_are_there(photos, tmp_path, monkeypatch)
     (tmp_path / "1.JPG").touch()
     (tmp_path / "notes.txt").touch()
     assert photos.find_photos(tmp_path) == [tmp_path / "1.JPG"]
+    (tmp_path / "1.mask.png").touch()
+    assert [path.name for path in photos.find_photos(tmp_path)] == ["1.JPG", "1.mask.png"]
+    (tmp_path / "1.JPG").unlink()
+    with pytest.raises(photos.SetupError, match="no photos in"):
+        photos.find_photos(tmp_path)
 
 
 def test_the_sheet_has_every_picture_in_the_row_it_belongs_to(tmp_path):

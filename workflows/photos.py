@@ -22,16 +22,21 @@ def shipped_folder(subject: str) -> str:
 
 
 def find_photos(named: Path | None) -> list[Path]:
-    """The photos in the folder that was named, or else in that of the example photos."""
+    """The photos in the folder that was named, or else in that of the example photos; with their masks."""
     folder = named or EXAMPLES
     if named and not named.is_dir():
         raise SetupError(f"--photos {named} is not a folder")
     if not folder.is_dir():
         raise SetupError("A checkpoint needs photos to learn from: name a folder with --photos")
     photos = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-    if not photos:
+    if all(map(is_mask, photos)):
         raise SetupError(f"There are no photos in {folder}")
     return photos
+
+
+def is_mask(path: Path) -> bool:
+    """Whether it says what of a photo is the subject: 01.mask.png that of 01.jpg."""
+    return path.stem.lower().endswith(".mask")
 
 
 def content_folder(name: str, files: Sequence[Path]) -> str:
@@ -44,6 +49,8 @@ def content_folder(name: str, files: Sequence[Path]) -> str:
 
 def upload(client, photos: list[Path], folder: str) -> None:
     """Put the photos into a folder of the server's input folder."""
-    say(f"Uploading {len(photos)} photos from {photos[0].parent} to the input folder {folder}")
+    masks = sum(map(is_mask, photos))
+    kinds = f"{len(photos) - masks} photos" + (f" with {masks} masks" if masks else "")
+    say(f"Uploading {kinds} from {photos[0].parent} to the input folder {folder}")
     for photo in photos:
         client.upload_image(photo, folder)
