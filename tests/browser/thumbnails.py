@@ -37,6 +37,7 @@ FIT = """() => {
 
 def shoot(canvas, name: str) -> Image.Image:
     """The whole graph, with what its run has left in it."""
+    canvas.page.evaluate("app.refreshComboInNodes()")  # what a run before has saved is listed
     canvas.open(json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8")), name)
     if name.startswith("pocket_"):
         canvas.start()
