@@ -80,6 +80,7 @@ def test_a_file_name_is_refused(node, name):
         run(node, filename=name, **inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda name: f"{name!r:.20}")
 def test_a_folder_is_refused_before_and_while_running(folder, input_folder):
     make_folders(input_folder)
@@ -118,6 +119,7 @@ def test_images_that_are_none_are_refused(images):
         run(LoadSubjectImages, folder=IMAGES_INPUT, images=images, instance_prompt="a dog", resolution=64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("node", TRAINERS, ids=lambda node: node.__name__)
 @pytest.mark.parametrize("other, words", [("clip", "^clip: "), ("vae", "^vae: ")])
 def test_parts_of_another_family_are_refused(node, other, words, parts):

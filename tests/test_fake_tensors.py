@@ -25,6 +25,7 @@ def peaks(network, photos: Example, names, config) -> dict[str, int]:
     return {phase.name: phase.peak_bytes for phase in meter.phases()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["bp_high", "bp_low", "zo_high"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_run_on_fake_tensors_takes_what_a_real_one_takes(dtype, strategy):

@@ -66,7 +66,7 @@ def assert_unchanged(model, before: tuple) -> None:
         assert torch.equal(value, before[1][name][0]) and where == list(before[1][name][1:]), name
 
 
-@pytest.mark.parametrize("kind", tiny.KINDS)
+@pytest.mark.parametrize("kind", tiny.SD1_FIRST)
 def test_every_family_is_trained_and_left_alone(kind, path):
     model, heard, steps = tiny.tiny_model(kind), [], []
     before = state(model)
@@ -83,6 +83,7 @@ def test_every_family_is_trained_and_left_alone(kind, path):
     assert_unchanged(model, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["absolute", "residual"])
 def test_a_photo_is_learnt_and_the_whole_network_knows_it_too(mode, path):
     """In the hollowed network and, under noise it never saw, in the full one."""
@@ -125,6 +126,7 @@ SAME_CACHE = {"learning_rate": 1e-2, "rank": 3, "steps": 5, "alpha": 1.0, "batch
 OTHER_CACHE = {"seed": 1, "cache_samples": 3, "hollow_fraction": 0.2, "mode": "residual", "cache_dtype": "float32"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*SAME_CACHE, *OTHER_CACHE])
 def test_the_cache_is_reused_unless_a_setting_changes_what_is_in_it(name, path):
     model, value = tiny.tiny_model("sd1"), (SAME_CACHE | OTHER_CACHE)[name]
@@ -135,6 +137,7 @@ def test_the_cache_is_reused_unless_a_setting_changes_what_is_in_it(name, path):
     assert changed.cache.is_reused == (name in SAME_CACHE) == (not heard)
 
 
+@pytest.mark.slow
 def test_the_cache_is_written_anew_for_other_photos_prompts_and_models(path):
     model, one = tiny.tiny_model("sd1"), photo("sd1")
     patched = host.with_lora(model, train("sd1", SHORT, path, model=model, photos=[one]).lora)

@@ -66,6 +66,7 @@ def test_a_fresh_lora_gives_the_base_model_bit_for_bit(kind):
         assert torch.equal(predict(two_paths, given(kind)), predict(model, given(kind)))
 
 
+@pytest.mark.slow
 @every_mode
 @every_kind
 def test_a_trained_one_gives_what_training_computed(kind, mode):

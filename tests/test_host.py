@@ -256,6 +256,7 @@ PATCHES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patch", PATCHES)
 def test_patches_for_the_sampler_do_not_disturb_training(patch):
     """Core's nodes that change how a model samples may sit before the trainer; the network learns without them."""
@@ -266,7 +267,7 @@ def test_patches_for_the_sampler_do_not_disturb_training(patch):
         torch.testing.assert_close(with_patch, plain)
 
 
-@every_kind
+@pytest.mark.parametrize("kind", tiny.SD1_FIRST)
 def test_the_node_trains_inside_comfyui_and_its_outputs_plug_in(kind):
     model, clip, vae = tiny.tiny_model(kind), tiny_clip(kind), tiny_vae()
     before = weights(model)

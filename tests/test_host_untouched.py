@@ -94,6 +94,7 @@ def test_success(models, node, quantization, output_folder):
     assert counting.calls >= 6 and host_saves._points()
 
 
+@pytest.mark.slow
 @every_trainer
 @pytest.mark.parametrize("share", SHARES)
 def test_cancel_and_running_out_of_memory_in_every_phase(models, node, share, output_folder, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_runs_that_are_killed_while_they_save_go_on(tmp_path, record_property):
     command = [sys.executable, str(Path(__file__).with_name("kills.py")), str(tmp_path), "10"]

@@ -59,6 +59,7 @@ def measured(model, photos, config, folder) -> dict[str, int]:
     return {phase.name: phase.peak_bytes for phase in meter.phases()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [SELECTIVE, HOLLOW], ids=lambda config: type(config).__name__)
 def test_what_is_planned_for_masked_photos_is_what_a_run_takes(config, tmp_path):
     model, photos = tiny.tiny_model("sd1"), example("sd1")
@@ -69,6 +70,7 @@ def test_what_is_planned_for_masked_photos_is_what_a_run_takes(config, tmp_path)
     assert all(phase.peak_bytes <= peaks[phase.name] for phase in plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, dtype, config", CASES)
 def test_what_is_planned_is_what_a_run_takes(kind, dtype, config, tmp_path):
     model = tiny.tiny_model(kind, dtype=dtype)

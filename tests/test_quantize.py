@@ -204,7 +204,8 @@ def test_a_dequantised_weight_lives_one_layer_long(quantization, inference):
     assert 4 * side * side <= meter.peak - held < (4 + 1) * side * side + 64 * side * 4
 
 
-@pytest.mark.parametrize("quantization", ["int8", pytest.param("int4", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
 def test_fake_tensors_tell_what_real_ones_take(quantization):
     """Quantised before they are fake, or after: no bytes and no arithmetic, and the same count."""
     with host.trainable(tiny.tiny_model("sd1", dtype=torch.bfloat16)) as network:

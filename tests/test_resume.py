@@ -74,6 +74,7 @@ def test_a_run_cancelled_after_a_step_goes_on_to_the_same_bits(trainer, tmp_path
     assert_same(run(trainer, tmp_path, all_points(tmp_path / "runs")[1])[0], whole)
 
 
+@pytest.mark.slow
 @every_trainer
 def test_memory_that_runs_out_within_a_step_costs_that_step_alone(trainer, tmp_path):
     """At operations spread over the step, or drawn at random: forward and backward passes, both sides of a ZO probe."""

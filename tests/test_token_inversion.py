@@ -24,6 +24,7 @@ def test_a_quadratic_is_learnt(subspace, difference):
     assert min(evaluation.loss for evaluation in trained.evaluations) < 0.1 * trained.evaluations[0].loss
 
 
+@pytest.mark.slow
 @every_method
 @pytest.mark.parametrize("kind, options", [("sd1", {}), ("sd2", {"v_prediction": True}), ("sdxl", {}), ("ssd1b", {})])
 def test_every_family_is_trained(kind, options, method):
@@ -147,6 +148,7 @@ class Cancelled(BaseException):
     """As ComfyUI's InterruptProcessingException, no Exception."""
 
 
+@pytest.mark.slow
 @every_method
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt, Cancelled])
 @pytest.mark.parametrize("inside", ["unet", "text encoder", "on_step"])

@@ -53,6 +53,7 @@ def test_the_estimate_converges_to_autograd_s_gradient(kind, options, difference
     assert (estimate(along, z) - gradient).norm() < 1.5 * (len(token) / len(z)) ** 0.5 * gradient.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", TOKEN_CHOICES["method"])
 @every_kind
 def test_a_photo_under_one_noise_is_learnt(kind, options, method):

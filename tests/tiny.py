@@ -8,6 +8,7 @@ import comfy.sd
 import comfy.sd1_clip
 import comfy.sdxl_clip
 import comfy.supported_models
+import pytest
 import torch
 from comfy.model_base import ModelType
 from comfy.supported_models_base import ClipTarget
@@ -15,6 +16,7 @@ from comfy.taesd.taesd import TAESD
 from comfy.text_encoders.sd2_clip import SD2ClipModel, SD2Tokenizer
 
 KINDS = ("sd1", "sd2", "sdxl", "ssd1b")
+SD1_FIRST = [KINDS[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])]
 WIDTH = 32  # of each text encoder
 COMMON = {
     "image_size": 32,
