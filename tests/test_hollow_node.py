@@ -68,6 +68,7 @@ def test_the_two_path_output_samples_and_differs_from_the_plain_one():
     assert torch.equal(picture(model, "sd1"), drawn[0])
 
 
+@pytest.mark.slow
 def test_the_report_and_the_file_say_what_was_left_out():
     model = tiny.tiny_model("sd1")
     fresh, again = run(model, "sd1").result[3], run(model, "sd1").result[3]

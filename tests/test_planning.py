@@ -108,6 +108,7 @@ def test_what_is_planned_for_a_token_is_what_a_run_takes(kind, settings):
         assert phase.peak_bytes == pytest.approx(measured[phase.name], rel=1e-2), phase.name
 
 
+@pytest.mark.slow
 def test_the_parts_of_a_phase_add_up_and_are_what_they_are_called():
     model, config = tiny.tiny_model("sd1", dtype=torch.bfloat16), SELECTIVE
     weights = sum(parameter.nbytes for parameter in model.model.diffusion_model.parameters())
@@ -121,6 +122,7 @@ def test_the_parts_of_a_phase_add_up_and_are_what_they_are_called():
         assert 3 * factors <= phase.learnt_bytes <= 3.1 * factors
 
 
+@pytest.mark.slow
 def test_the_model_planned_for_is_not_touched():
     model = tiny.tiny_model("sd1")
     before = dict(model.model.state_dict(keep_vars=True))

@@ -106,6 +106,7 @@ def test_training_gives_the_same_bits_with_and_without_pictures(pocket):
     assert peaks.pop("preview") <= max(peaks.values())  # the run needs no more than it does without pictures
 
 
+@pytest.mark.slow
 def test_a_hollowed_run_draws_with_the_whole_network_and_learns_the_same(pocket, tmp_path):
     """A picture before anything is learnt is the model's own, and what is left out is gone again afterwards."""
     model, clip, vae = pocket

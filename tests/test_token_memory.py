@@ -13,6 +13,7 @@ GIB = 2**30
 STEP = TokenConfig(steps=1, candidates="one_by_one", eval_samples=1, subspace="off")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, quantization", [("sd1", "int8"), ("sdxl", "none")])
 def test_what_is_counted_is_what_a_run_takes(kind, quantization):
     """Live bytes of the trainer on real tensors."""

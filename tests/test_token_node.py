@@ -86,6 +86,7 @@ def test_latents_are_those_of_the_lora_trainers_and_the_vae_leaves():
     assert vae.patcher not in [loaded.model for loaded in model_management.current_loaded_models]
 
 
+@pytest.mark.slow
 def test_the_report_says_which_token_was_kept_and_why_it_stopped():
     """Steps as long as these only lead away, so the first token is the best and two looks are enough."""
     output = run(tiny.tiny_model("sd1"), tiny.tiny_clip("sd1"), steps=40, learning_rate=10.0, patience=2)
