@@ -20,7 +20,7 @@ BASE = SelectiveConfig(
     zo_perturbations=PERTURBATIONS,
     strategy="bp_high",
 )
-UNTRAINED, BP_HIGH = "untrained", "BP-high"
+UNTRAINED, BP_HIGH, FULL = "untrained", "BP-high", "BP-high, none"
 
 
 class Cell(NamedTuple):
@@ -72,7 +72,7 @@ CELLS = {
     **{f"BP-high, t {low}-{high}": Cell(span=(low, high)) for low, high in SPANS},
     **{f"BP-low, t {low}-{high}": Cell(LOW, span=(low, high)) for low, high in SPANS},
     **{f"BP 100, then ZO at {rate:g}": Cell({"zo_learning_rate": rate}, 0.5, ZO_STEPS) for rate in (3e-2, 1e-1, 3e-1)},
-    **{f"BP-high, {name}": Cell({"quantization": name}) for name in ("int8", "int4")},
+    **{f"BP-high, {name}": Cell({"quantization": name}) for name in ("none", "int8", "int4")},
     "BP 100, then ZO, N = 4": Cell({"zo_perturbations": 4}, 0.5, ZO_STEPS),
 }
 TABLES = {
@@ -80,9 +80,10 @@ TABLES = {
     "fig3": [BP_HIGH, "BP-low, r = 0.5", "ZO-high", "random, r = 0.5", "reversed, r = 0.5", "DTAP, r = 0.5"],
     "fig1a": ["BP 0, then ZO", "BP 50", "BP 50, then ZO", "BP 100", "BP 100, then ZO", BP_HIGH, "BP 200, then ZO"],
     "fig1b": [cell for cell in CELLS if ", t " in cell],
-    "precision": [BP_HIGH, "BP-high, int8", "BP-high, int4"],
+    "precision": [FULL, "BP-high, int8", "BP-high, int4"],
     "search": [cell for cell in CELLS if cell.startswith("BP 100")],
 }
+COMPARED_WITH = dict.fromkeys(TABLES, BP_HIGH) | {"precision": FULL}  # runs of one commit, which is not that of the others
 TITLES = {
     "table1": "Table 1: BP-high against the method (DTAP) at three resolutions, and BP-low alone",
     "fig3": "Figure 3: how the two kinds of step are mixed",

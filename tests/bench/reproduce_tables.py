@@ -8,7 +8,7 @@ from statistics import fmean
 
 from matplotlib.figure import Figure
 from pack.trainers.evaluation import mean_with_interval
-from reproduce_cells import BP_HIGH, SPANS, TABLES, TITLES, UNTRAINED, ZO_STEPS
+from reproduce_cells import BP_HIGH, COMPARED_WITH, SPANS, TABLES, TITLES, UNTRAINED, ZO_STEPS
 from toys import read_rows
 
 BENCH = Path(__file__).resolve().parent
@@ -27,6 +27,7 @@ def by_cell(rows: Sequence[dict]) -> dict[str, dict[tuple, dict]]:
 def table(name: str, groups: dict[str, dict[tuple, dict]]) -> str:
     """Markdown: means, with 95% intervals of the two scores that say most; differences are to BP-high, run by run."""
     heads = ["training", "runs", *HEADS, "identity minus BP-high's", "CPU s", "peak MiB"]
+    base = COMPARED_WITH[name]
     lines = [f"{TITLES[name]}.", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for cell in [UNTRAINED, *TABLES[name]]:
         found = groups.get(cell)
@@ -37,9 +38,9 @@ def table(name: str, groups: dict[str, dict[tuple, dict]]) -> str:
             values = [float(row[score]) for row in found.values()]
             cells.append(_with_interval(values) if score in ("held_out", "identity") else f"{fmean(values):.2f}")
         pairs = [
-            float(row["identity"]) - float(groups[BP_HIGH][run]["identity"])
+            float(row["identity"]) - float(groups[base][run]["identity"])
             for run, row in found.items()
-            if cell != BP_HIGH and run in groups.get(BP_HIGH, {})
+            if cell != base and run in groups.get(base, {})
         ]
         cells.append(_with_interval(pairs, "+") if pairs else "")
         cells += [
@@ -60,11 +61,11 @@ def plot(groups: dict[str, dict[tuple, dict]], path: Path) -> None:
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
 
-    def line(axes, xs, cells, label) -> None:
+    def line(axes, xs, cells, label, runs) -> None:
         points = [
-            (x, mean_with_interval([float(row["identity"]) for row in groups[cell].values()]))
+            (x, mean_with_interval([float(groups[cell][run]["identity"]) for run in runs]))
             for x, cell in zip(xs, cells, strict=True)
-            if cell in groups
+            if runs and cell in groups
         ]
         if points:
             means = [mean.mean for _, mean in points]
@@ -73,17 +74,27 @@ def plot(groups: dict[str, dict[tuple, dict]], path: Path) -> None:
             axes.errorbar([x for x, _ in points], means, [below, above], marker="o", capsize=3, label=label)
 
     steps = (0, 50, 100, 200)
-    line(left, steps, [UNTRAINED, "BP 50", "BP 100", BP_HIGH], "backpropagation alone")
-    line(left, steps, [f"BP {k}, then ZO" for k in steps], f"then {ZO_STEPS} ZO steps")
+    alone, then_zo = [UNTRAINED, "BP 50", "BP 100", BP_HIGH], [f"BP {k}, then ZO" for k in steps]
+    runs = _common_runs(groups, alone + then_zo)
+    line(left, steps, alone, "backpropagation alone", runs)
+    line(left, steps, then_zo, f"then {ZO_STEPS} ZO steps", runs)
     left.set(xlabel="steps of backpropagation", ylabel="identity (cosine)")
     middles = [(low + high) / 2 for low, high in SPANS]
-    for kind in ("BP-high", "BP-low"):
-        line(right, middles, [f"{kind}, t {low}-{high}" for low, high in SPANS], kind)
+    kinds = {kind: [f"{kind}, t {low}-{high}" for low, high in SPANS] for kind in ("BP-high", "BP-low")}
+    runs = _common_runs(groups, sum(kinds.values(), []))
+    for kind, cells in kinds.items():
+        line(right, middles, cells, kind, runs)
     right.set(xlabel="timesteps trained on, 250 around")
     for axes in (left, right):
         if axes.has_data():
             axes.legend()
     figure.savefig(path, dpi=110)
+
+
+def _common_runs(groups: dict[str, dict[tuple, dict]], cells: Sequence[str]) -> list[tuple]:
+    """The toys and seeds that all these cells have which there are, so that a plot compares what is alike."""
+    found = [set(groups[cell]) for cell in cells if cell in groups]
+    return sorted(set.intersection(*found)) if found else []
 
 
 BEGIN, END = "<!-- reproduction: begin -->", "<!-- reproduction: end -->"
