@@ -28,6 +28,12 @@ LISTEN = """() => {
         app.api.addEventListener(end, () => { window.end = end; });
 }"""
 DRAW_NOTHING = "() => app.graph.nodes.filter(n => n.type === 'SaveImage').forEach(n => app.graph.remove(n))"
+HEAR_PICTURES = """() => {
+    const isHeard = window.pictured !== undefined;
+    window.pictured = [];
+    if (!isHeard) app.api.addEventListener('b_preview_with_metadata', ({ detail: { displayNodeId, blob } }) =>
+        window.pictured.push([app.graph.getNodeById(displayNodeId).type, blob.size]));
+}"""
 FIND = "type => Number(app.graph.nodes.find(n => n.type === type).id)"
 ADD = "type => { const node = LiteGraph.createNode(type); app.graph.add(node); return Number(node.id); }"
 PANEL_OF = """id => {
@@ -204,8 +210,16 @@ class TestARun:
 
 
 OTHERS = {
-    "pocket_train_hollowed": ("EdgeTune_HollowedNetTrainer", {"steps": 6, "cache_samples": 4}, "Hollowed Net: 6 steps"),
-    "pocket_train_embedding": ("EdgeTune_ZOTextualInversion", {"steps": 6, "eval_every": 0}, "6 steps"),
+    "pocket_train_hollowed": (
+        "EdgeTune_HollowedNetTrainer",
+        {"steps": 6, "cache_samples": 4, "preview_every": 3},
+        "Hollowed Net: 6 steps",
+    ),
+    "pocket_train_embedding": (
+        "EdgeTune_ZOTextualInversion",
+        {"steps": 6, "eval_every": 0, "preview_every": 3},
+        "6 steps",
+    ),
 }
 
 
@@ -217,10 +231,13 @@ def test_the_other_trainers_show_their_runs_too(canvas, name):
     settings |= {"seed": 100 + canvas.is_nodes2}
     canvas.page.evaluate(SET, [(kind, setting, value) for setting, value in settings.items()])
     canvas.page.evaluate(DRAW_NOTHING)
+    canvas.page.evaluate(HEAR_PICTURES)
     canvas.start()
     panel(canvas).wait_for(timeout=120_000)
     canvas.finish(timeout_s=240)
     panel(canvas).get_by_text(words).wait_for()
+    pictured = canvas.page.evaluate("window.pictured")
+    assert [node for node, _ in pictured] == [kind] * 2 and all(size for _, size in pictured)
     counts = re.findall(r"\((\d+)\)", panel(canvas).inner_text())
     assert sum(map(int, counts)) == settings["steps"]
     assert canvas.messages == []
