@@ -83,7 +83,7 @@ TABLES = {
     "precision": [FULL, "BP-high, int8", "BP-high, int4"],
     "search": [cell for cell in CELLS if cell.startswith("BP 100")],
 }
-COMPARED_WITH = dict.fromkeys(TABLES, BP_HIGH) | {"precision": FULL}  # runs of one commit, which is not that of the others
+COMPARED_WITH = dict.fromkeys(TABLES, BP_HIGH) | {"precision": FULL}  # of one and the same commit
 TITLES = {
     "table1": "Table 1: BP-high against the method (DTAP) at three resolutions, and BP-low alone",
     "fig3": "Figure 3: how the two kinds of step are mixed",
