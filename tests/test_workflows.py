@@ -6,6 +6,7 @@ Neither a server nor a browser is needed; tests/browser opens the same files in 
 import asyncio
 import itertools
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -185,6 +186,12 @@ def test_the_help_of_a_node_names_all_it_has(node_id):
     text = (HELP / f"{node_id}.md").read_text(encoding="utf-8")
     assert text.startswith(f"# {schema.display_name}\n")
     assert [item.id for item in [*schema.inputs, *schema.outputs] if f"**{item.id}**" not in text] == []
+
+
+@pytest.mark.parametrize("node_id", SCHEMAS)
+def test_the_help_of_a_node_has_a_picture(node_id):
+    pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", (HELP / f"{node_id}.md").read_text(encoding="utf-8"))
+    assert pictures and all((HELP / path).is_file() for path in pictures)
 
 
 def test_there_is_no_help_for_nodes_that_are_gone():

@@ -1,6 +1,6 @@
 """Takes the pictures of README and help again, in the real canvas: python tests/browser/screenshots.py
 
-A trainer while it runs on the pocket model, the dragged schedule, and the photos of a subject after a run, each into
+A trainer while it runs on the pocket model, the dragged schedule, and every other node after a run, each into
 web/docs/<node id>/.
 """
 
@@ -22,6 +22,13 @@ from playwright.sync_api import sync_playwright  # noqa: E402
 SIZE = {"width": 1400, "height": 1400}
 TRAINER, SUBJECT, SCHEDULE = "EdgeTune_SelectiveTrainer", "EdgeTune_LoadSubjectImages", "EdgeTune_DTAPPreview"
 STEPS, PREVIEWS = 120, 40
+AFTER_RUNS = {  # workflow: nodes that are shown as its run leaves them
+    "pocket_plan_memory": ["EdgeTune_PlanVRAM"],
+    "pocket_memory_report": ["EdgeTune_VRAMReport"],
+    "pocket_train_hollowed": ["EdgeTune_HollowedNetTrainer", "EdgeTune_SaveLoRA"],
+    "pocket_train_embedding": ["EdgeTune_ZOTextualInversion", "EdgeTune_SaveEmbedding", "EdgeTune_LoadPocketModel"],
+    "pocket_evaluate_subject": ["EdgeTune_EvaluateSubject"],
+}
 SET = """settings => {
     for (const [type, name, value] of settings)
         for (const node of app.graph.nodes.filter(n => n.type === type)) {
@@ -77,6 +84,13 @@ def main() -> None:
         shoot(canvas, TRAINER, "running")
         canvas.finish(timeout_s=300)
         shoot(canvas, SUBJECT, "photos")
+        for workflow, nodes in AFTER_RUNS.items():
+            open_workflow(canvas, workflow)
+            canvas.start()
+            canvas.finish(timeout_s=900)
+            canvas.page.wait_for_timeout(3000)  # pictures are fetched and nodes grow
+            for node in nodes:
+                shoot(canvas, node, "node")
         browser.close()
 
 
