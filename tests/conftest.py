@@ -1,10 +1,13 @@
 """Makes the checkout importable as the package `pack`, without running its __init__.py, and ComfyUI beside it."""
 
+import importlib
 import os
 import sys
+from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from importlib.util import module_from_spec
 from pathlib import Path
+from types import ModuleType
 
 TESTS = Path(__file__).resolve().parent
 
@@ -27,6 +30,13 @@ from hypothesis import settings  # noqa: E402
 
 settings.register_profile("any machine", deadline=None)  # how long an example takes says nothing
 settings.load_profile("any machine")
+
+
+@pytest.fixture
+def script(monkeypatch) -> Callable[[str], ModuleType]:
+    """Imports a file of workflows/ by its bare name, as the scripts there find each other."""
+    monkeypatch.syspath_prepend(TESTS.parent / "workflows")
+    return importlib.import_module
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,6 @@
 """The demo's options become values in a workflow, and its pictures one sheet. tests/server runs it as a whole."""
 
-import importlib
 import json
-from pathlib import Path
 
 import pytest
 from pack.nodes.host_files import SHIPPED
@@ -10,20 +8,17 @@ from pack.workflows import prompts
 from pack.workflows.sheet import CAPTION, GAP, MAX_COLUMNS, TILE, sheet
 from PIL import Image
 
-WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
 TRAINER, LOADER = "EdgeTune_SelectiveTrainer", "EdgeTune_LoadSubjectImages"
 
 
 @pytest.fixture
-def demo(monkeypatch):
-    """The script, which finds its neighbours as Python lets a script do."""
-    monkeypatch.syspath_prepend(WORKFLOWS)
-    return importlib.import_module("demo")
+def demo(script):
+    return script("demo")
 
 
 @pytest.fixture
-def photos(demo):
-    return importlib.import_module("photos")
+def photos(script):
+    return script("photos")
 
 
 def filled(demo, *options: str, checkpoint: str | None = None, folder: str | None = None) -> dict:

@@ -13,6 +13,7 @@ BENCH = Path(__file__).parent / "bench"
 sys.path.insert(0, str(BENCH))
 import memory_table  # noqa: E402
 from memory_table import BFLOAT16, CHECKPOINTED, HOLLOWED, INT8, NAMES, ROOT, Case  # noqa: E402
+from pages import between_markers  # noqa: E402
 
 GIB = 2**30
 CHANGE = 0.02  # of a figure that is let pass
@@ -76,4 +77,4 @@ def test_every_figure_of_the_tables_was_counted():
 )
 def test_the_tables_say_what_is_stored(file, table):
     text = (ROOT / file).read_text(encoding="utf-8")
-    assert memory_table.between_markers(text).strip() == table(memory_table.stored())
+    assert between_markers(text, memory_table.NAME).strip() == table(memory_table.stored())

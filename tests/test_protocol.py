@@ -59,9 +59,8 @@ ROW = {
 
 
 @pytest.fixture
-def protocol(monkeypatch):
-    """The script, which finds its neighbours as Python lets a script do. ComfyUI has a module of this name, too."""
-    monkeypatch.syspath_prepend(WORKFLOWS)
+def protocol(script):
+    """The script, for whose name ComfyUI has a module, too."""
     spec = importlib.util.spec_from_file_location("edgetune_protocol", Path(WORKFLOWS) / "protocol.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -69,13 +68,13 @@ def protocol(monkeypatch):
 
 
 @pytest.fixture
-def graph(protocol):
-    return importlib.import_module("protocol_graph")
+def graph(script):
+    return script("protocol_graph")
 
 
 @pytest.fixture
-def table(protocol):
-    return importlib.import_module("protocol_table")
+def table(script):
+    return script("protocol_table")
 
 
 def arguments(protocol, *options: str):

@@ -3,7 +3,6 @@
 tests/server runs it as a whole, on a real Ray.
 """
 
-import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 from pack.workflows import prompts as pack_prompts
 from PIL import Image
+from sweep_parts import inputs, made
 
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
 TRAINER, LOADER, SAVER = "EdgeTune_SelectiveTrainer", "EdgeTune_LoadSubjectImages", "EdgeTune_SaveLoRA"
@@ -19,20 +19,13 @@ TRAINING = ["pocket_train_and_compare", "pocket_train_hollowed", "pocket_train_e
 
 
 @pytest.fixture
-def sweep(monkeypatch):
-    """The script, which finds its neighbours as Python lets a script do."""
-    monkeypatch.syspath_prepend(WORKFLOWS)
-    return importlib.import_module("sweep")
+def jobs(script):
+    return script("sweep_jobs")
 
 
 @pytest.fixture
-def jobs(sweep):
-    return importlib.import_module("sweep_jobs")
-
-
-@pytest.fixture
-def table(sweep):
-    return importlib.import_module("sweep_table")
+def table(script):
+    return script("sweep_table")
 
 
 @pytest.fixture
@@ -48,14 +41,6 @@ def photos(tmp_path) -> Path:
         hidden.mkdir()
         (hidden / "readme.md").touch()
     return root
-
-
-def inputs(prompt: dict, name: str) -> dict:
-    return next(node["inputs"] for node in prompt.values() if node["class_type"] == name)
-
-
-def made(jobs, requests, workflow="pocket_train_and_save", taken=None):
-    return jobs.make_jobs(pack_prompts.read_workflow(workflow), requests, None, taken or {})
 
 
 def test_the_script_starts_in_a_python_that_has_nothing_yet():
@@ -111,10 +96,10 @@ def test_a_table_without_subjects_is_a_grid_of_settings(jobs, tmp_path):
         ("subject\nnotes\n", "line 2: subject 'notes': there are no photos"),
     ],
 )
-def test_a_table_that_cannot_be_done_is_refused_by_line(sweep, jobs, photos, text, words):
+def test_a_table_that_cannot_be_done_is_refused_by_line(jobs, photos, text, words):
     file = photos / "jobs.csv"
     file.write_text(text)
-    with pytest.raises(sweep.SetupError, match=words):
+    with pytest.raises(jobs.SetupError, match=words):
         jobs.read_requests([str(file)])
 
 
@@ -171,15 +156,15 @@ def test_the_listing_says_what_each_job_takes(jobs, table, tmp_path):
     assert text.splitlines() == [f"      1,234 MiB  robot  {TRAINER}.rank=4", "  and 1 more"]
 
 
-def test_without_ray_it_says_how_to_get_it(sweep, monkeypatch):
-    cluster = importlib.import_module("sweep_cluster")
+def test_without_ray_it_says_how_to_get_it(script, monkeypatch):
+    cluster = script("sweep_cluster")
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(sweep.SetupError, match="-m pip install ray"):
+    with pytest.raises(cluster.SetupError, match="-m pip install ray"):
         cluster.check_ray()
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "127.0.0.1:x"])
-def test_a_bad_address_is_named_at_once(sweep, address):
-    cluster = importlib.import_module("sweep_cluster")
-    with pytest.raises(sweep.SetupError, match=f"--address {address}: no Ray cluster answers there"):
+def test_a_bad_address_is_named_at_once(script, address):
+    cluster = script("sweep_cluster")
+    with pytest.raises(cluster.SetupError, match=f"--address {address}: no Ray cluster answers there"):
         cluster.connect(address, None, 1)

@@ -63,11 +63,25 @@ def main() -> None:
 
 def choose_workflow(arguments: argparse.Namespace) -> prompts.Prompt:
     """The workflow that was named, or else the comparison for the pocket model or for a checkpoint."""
-    default = CHECKPOINT_WORKFLOW if arguments.checkpoint else POCKET_WORKFLOW
-    prompt = prompts.read_workflow(arguments.workflow or default)
+    prompt = named_workflow(arguments)
     if arguments.checkpoint and not prompts.has(prompt, CHECKPOINT_LOADER):
         raise SetupError(f"The workflow {arguments.workflow} loads no checkpoint; leave out one of the two options")
     return prompt
+
+
+def named_workflow(arguments: argparse.Namespace) -> prompts.Prompt:
+    """The workflow that was named, whatever it loads, or else the comparison."""
+    default = CHECKPOINT_WORKFLOW if arguments.checkpoint else POCKET_WORKFLOW
+    return prompts.read_workflow(arguments.workflow or default)
+
+
+def workflow_as_set(arguments: argparse.Namespace) -> prompts.Prompt:
+    """The workflow that was named, with each --set NODE.INPUT=VALUE in it."""
+    workflow = named_workflow(arguments)
+    for item in arguments.set:
+        place, _, text = item.partition("=")
+        prompts.set_value(workflow, place, text)
+    return workflow
 
 
 def set_up(arguments: argparse.Namespace) -> Path | None:

@@ -20,12 +20,13 @@ class Rows:
         with file.open(newline="", encoding="utf-8") as lines:
             self.rows = {key(row): row for row in csv.DictReader(lines)}
 
-    def add(self, row: Mapping[str, object]) -> None:
-        """Append it to the file at once."""
+    def add(self, row: Mapping[str, object]) -> dict[str, str]:
+        """Append it to the file at once. Returns it as it will be read."""
         with self.file.open("a", newline="", encoding="utf-8") as lines:
             csv.DictWriter(lines, self.columns, lineterminator="\n").writerow(row)
         cells = {name: str(row[name]) for name in self.columns}
         self.rows[self.key(cells)] = cells
+        return cells
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self.rows

@@ -82,11 +82,7 @@ def main() -> None:
 
 def read_workflow(arguments: argparse.Namespace) -> prompts.Prompt:
     """The part of the workflow that matters, with what was set on the command line."""
-    default = demo.CHECKPOINT_WORKFLOW if arguments.checkpoint else demo.POCKET_WORKFLOW
-    whole = prompts.read_workflow(arguments.workflow or default)
-    for item in arguments.set:
-        place, _, text = item.partition("=")
-        prompts.set_value(whole, place, text)
+    whole = demo.workflow_as_set(arguments)
     own = "pocket judges" if prompts.has(whole, graph.POCKET_LOADER) else "auto"
     return graph.measured(whole, arguments.features or own, arguments.clip_vision, arguments.clip)
 

@@ -47,21 +47,11 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments(sys.argv[1:])
     with runtime.ending_in_words("Stopped. The same command goes on from here."):
-        workflow = read_workflow(arguments)
+        workflow = demo.workflow_as_set(arguments)
         requests = read_requests(arguments.subjects, arguments.token)
         comfyui = demo.set_up(arguments)
         failed = run(arguments, workflow, requests, comfyui)
     sys.exit(1 if failed else 0)
-
-
-def read_workflow(arguments: argparse.Namespace) -> prompts.Prompt:
-    """The workflow with what was set for all jobs."""
-    default = demo.CHECKPOINT_WORKFLOW if arguments.checkpoint else demo.POCKET_WORKFLOW
-    workflow = prompts.read_workflow(arguments.workflow or default)
-    for item in arguments.set:
-        place, _, text = item.partition("=")
-        prompts.set_value(workflow, place, text)
-    return workflow
 
 
 def run(arguments: argparse.Namespace, workflow: prompts.Prompt, requests: list, comfyui: Path) -> dict[str, str]:

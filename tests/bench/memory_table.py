@@ -11,7 +11,6 @@ memory_table.json as soon as it is there.
 
 import argparse
 import json
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -21,11 +20,12 @@ from pathlib import Path
 import torch
 
 TESTS = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(TESTS))
+sys.path[:0] = [str(TESTS), str(TESTS / "bench")]
 import conftest  # noqa: E402, F401, I001
 from full_size import blank_photo, full_size_network  # noqa: E402
 from checkpoints import FULL_SIZE  # noqa: E402
 from token_bytes import token_memory  # noqa: E402
+from pages import put_between_markers  # noqa: E402
 from pack.trainers.config import HollowConfig, SelectiveConfig, TokenConfig  # noqa: E402
 from pack.trainers.plan import STEPS  # noqa: E402
 from pack.trainers.planning import planned_phases  # noqa: E402
@@ -33,7 +33,7 @@ from pack.trainers.published import MIB, POSTER, SELECTIVE_ROWS, WITH_ALL, ZOODI
 
 ROOT = TESTS.parent
 STORE = Path(__file__).with_suffix(".json")
-BEGIN, END = "<!-- memory table: begin -->", "<!-- memory table: end -->"
+NAME = "memory table"  # of the place in a page
 NAMES = {"sd15": "SD 1.5", "sd21": "SD 2.1", "sdxl": "SDXL", "ssd1b": "SSD-1B"}
 RATIOS = (1, 0.75, 0.625, 0.5)
 POSTER_KIND, ZOODIP_KIND = "sd21", "sd15"  # the models of the poster of Hollowed Net, and of ZOODiP's table
@@ -162,18 +162,6 @@ def _mib(size: int | None) -> str:
     return "" if size is None else f"{size / MIB:,.0f}"
 
 
-def between_markers(text: str) -> str:
-    """What stands between the two markers."""
-    return text[text.index(BEGIN) + len(BEGIN) : text.index(END)].strip("\n")
-
-
-def write_table(path: Path, table: str) -> None:
-    """Put the table between the file's markers."""
-    text = path.read_text(encoding="utf-8")
-    pattern = re.escape(BEGIN) + ".*?" + re.escape(END)
-    path.write_text(re.sub(pattern, lambda _: f"{BEGIN}\n\n{table}\n\n{END}", text, flags=re.S), encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=list(NAMES), metavar="MODEL", help=", ".join(NAMES))
@@ -186,8 +174,8 @@ def main() -> None:
             peaks = ", ".join(f"{name} {_mib(size)}" for name, size in found.items())
             print(f"{case.key}: {peaks} MiB ({time.perf_counter() - start:.0f} s)", flush=True)
     print(readme_table(stored()))
-    write_table(ROOT / "README.md", readme_table(stored()))
-    write_table(TESTS / "bench/RESULTS.md", results_table(stored()))
+    put_between_markers(ROOT / "README.md", NAME, readme_table(stored()))
+    put_between_markers(TESTS / "bench/RESULTS.md", NAME, results_table(stored()))
 
 
 if __name__ == "__main__":

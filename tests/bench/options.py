@@ -51,6 +51,7 @@ MASKS = [
     (ONE, None), (ONE, 0.1), (CUT_OUT, None), (CUT_OUT, 0.1), (FIVE, None), (FIVE, 0.1), (ONE, 0.0), (ONE, 0.3),
 ]  # fmt: skip
 PRESERVED = (0.0, 1.0)  # weights
+VERBS = {"masks": "masked", "preservation": "preserved"}
 STEPS, LONG = 200, 600
 COLUMNS = ["group", "photos", "setting", "subject", "seed", "steps", "seconds", "held_out"]
 COLUMNS += ["identity", "ground", "others_kept"]
@@ -155,8 +156,7 @@ def run_all(file: Path, groups: list[str], subjects: list[str], seeds: list[int]
     for group, kind, weight, steps in cells:
         for seed in seeds:
             for subject in subjects:
-                setting = PLAIN if weight is None else f"masked {weight:g}"
-                setting = f"preserved {weight:g}" if group == "preservation" else setting
+                setting = PLAIN if weight is None else f"{VERBS[group]} {weight:g}"
                 place = dict(group=group, photos=kind, setting=setting, subject=subject, seed=seed, steps=steps)
                 if place in runs:
                     continue
@@ -167,8 +167,7 @@ def run_all(file: Path, groups: list[str], subjects: list[str], seeds: list[int]
                     found = preserved_run(world, ready, weight, seed, steps, before)
                 else:
                     found = run_cell(world, Cell(), ready, seed, steps, before)
-                runs.add(place | {name: found[name] for name in COLUMNS if name in found})
-                print(runs.rows[-1], flush=True)
+                print(runs.add(place | {name: found[name] for name in COLUMNS if name in found}), flush=True)
 
 
 def table(rows: Sequence[dict]) -> str:

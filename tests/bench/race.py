@@ -23,10 +23,10 @@ import conftest  # noqa: E402, F401, I001, the package `pack` and ComfyUI
 from race_ours import LORA_NAME, TOKEN_RATE, Run, Subject, WORD, drawing, hollow, selective, token  # noqa: E402
 from race_peers import CORE_AS_OURS, core, diffusers_lora, diffusers_token  # noqa: E402
 from race_tables import LORA_RACERS, TOKEN_RACERS, UNTRAINED, write_tables  # noqa: E402
-from reproduce import SUBJECTS, stage  # noqa: E402
-from toys import OTHERS, Runs, World, draw, judged, load_world, on_new_grounds, others_kept, photos_of  # noqa: E402
+from reproduce import SUBJECTS, scored, stage  # noqa: E402
+from toys import Runs, World, load_world, photos_of  # noqa: E402
 
-EACH, DRAWING_STEPS = 1, 10  # pictures of a prompt
+EACH = 1  # pictures of a prompt
 LORA_MARKS, ZO_MARKS, TOKEN_MARKS = (25, 50, 100), (100, 200), (35, 70, 140)  # the tokens take about as long
 RACERS = dict(
     zip(
@@ -49,20 +49,14 @@ RACERS = dict(
 COLUMNS = ["racer", "subject", "seed", "step", "seconds", "peak_bytes", "identity", "ground", "others_kept"]
 
 
-def rows(world: World, racer: str, subject: str, seed: int, pictures: torch.Tensor, run: Run, last: int) -> list[dict]:
+def rows(world: World, run: Run, pictures: torch.Tensor, last: int) -> list[dict]:
+    """What the judges say of each of the run's snapshots; others are drawn for the last one alone."""
     found = []
     for step, seconds, learnt in run.snapshots:
         model, clip, name = drawing(world, learnt)
-        scores = scored(world, model, clip, name, pictures, others=step == last)
-        start = {"racer": racer, "subject": subject, "seed": seed, "step": step}
-        found.append(start | {"seconds": f"{seconds:.2f}", "peak_bytes": run.peak_bytes} | scores)
+        scores = scored(model, world._replace(clip=clip), pictures, name, EACH, others=step == last)
+        found.append({"step": step, "seconds": f"{seconds:.2f}", "peak_bytes": run.peak_bytes} | scores)
     return found
-
-
-def scored(world: World, model, clip, name: str, photos: torch.Tensor, others: bool) -> dict:
-    identity, ground = judged(draw(model, clip, world.vae, on_new_grounds(name), EACH, DRAWING_STEPS), photos)
-    kept = f"{others_kept(draw(model, clip, world.vae, OTHERS, EACH, DRAWING_STEPS)):.3f}" if others else ""
-    return {"identity": f"{identity:.5f}", "ground": f"{ground:.3f}", "others_kept": kept}
 
 
 def run_all(file: Path, racers: Sequence[str], subjects: Sequence[str], seeds: Sequence[int]) -> None:
@@ -73,20 +67,18 @@ def run_all(file: Path, racers: Sequence[str], subjects: Sequence[str], seeds: S
             encoded = None
             for racer in [*UNTRAINED, *racers]:
                 train, marks = RACERS.get(racer, (None, [0]))
-                if {"racer": racer, "subject": subject, "seed": seed, "step": marks[-1]} in runs:
+                start = {"racer": racer, "subject": subject, "seed": seed}
+                if start | {"step": marks[-1]} in runs:
                     continue
                 encoded = encoded or Subject(stage(world, subject, 0.5).examples, photos_of(subject))
                 if train is None:
                     name = WORD if racer == UNTRAINED[1] else LORA_NAME
-                    scores = scored(world, world.model, world.clip, name, encoded.pictures, True)
-                    start = {"racer": racer, "subject": subject, "seed": seed, "step": 0}
-                    found = [start | {"seconds": 0, "peak_bytes": 0} | scores]
+                    scores = scored(world.model, world, encoded.pictures, name, EACH)
+                    found = [{"step": 0, "seconds": 0, "peak_bytes": 0} | scores]
                 else:
-                    run = train(world, encoded, seed, marks)
-                    found = rows(world, racer, subject, seed, encoded.pictures, run, marks[-1])
+                    found = rows(world, train(world, encoded, seed, marks), encoded.pictures, marks[-1])
                 for row in found:
-                    runs.add(row)
-                print(runs.rows[-1], flush=True)
+                    print(runs.add(start | row), flush=True)
 
 
 def main() -> None:

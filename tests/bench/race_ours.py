@@ -10,11 +10,11 @@ from typing import NamedTuple
 import torch
 from pack.nodes import host, host_token
 from pack.nodes.host_embeddings import with_token
-from pack.trainers.config import HollowConfig, TokenConfig
+from pack.trainers.config import HollowConfig, SelectiveConfig, TokenConfig
 from pack.trainers.hollow import train_hollow
 from pack.trainers.lora import Lora
 from pack.trainers.memory import PhaseMeter
-from pack.trainers.objective import Example
+from pack.trainers.objective import Example, Network
 from pack.trainers.selective import train_selective
 from pack.trainers.token_inversion import train_token
 from reproduce_cells import BASE
@@ -59,6 +59,10 @@ class Clock:
             self.snapshots.append(Snapshot(step, now - self._began, copy()))
             self._began += time.process_time() - now
 
+    def of_lora(self, network: Network, config: SelectiveConfig | HollowConfig, names: dict) -> Callable[..., None]:
+        """Notes the LoRA that is in the network after a step."""
+        return lambda step: self.note(step.step, lambda: Lora(network.unet, config.lora_alpha).state_dict(names))
+
 
 Racer = Callable[[World, Subject, int, Sequence[int]], Run]  # world, subject, seed, steps to keep; the last one ends it
 
@@ -70,11 +74,7 @@ def selective(**settings) -> Racer:
         config, clock = replace(BASE, **settings, seed=seed, steps=marks[-1]), Clock(marks)
         with host.trainable(world.model, config.quantization) as network:
             names, meter = host.lora_names(world.model), PhaseMeter(network.device)
-
-            def on_step(step) -> None:
-                clock.note(step.step, lambda: Lora(network.unet, config.lora_alpha).state_dict(names))
-
-            train_selective(network, subject.examples, config, names, meter, on_step)
+            train_selective(network, subject.examples, config, names, meter, clock.of_lora(network, config, names))
         return Run(clock.snapshots, peak(meter))
 
     return run
@@ -88,13 +88,9 @@ def hollow(**settings) -> Racer:
         config, clock = HollowConfig(**shared | settings), Clock(marks)
         with host.trainable(world.model, config.quantization) as network, tempfile.TemporaryDirectory() as folder:
             names, meter = host.lora_names(world.model), PhaseMeter(network.device)
-
-            def on_step(step) -> None:
-                clock.note(step.step, lambda: Lora(network.unet, config.lora_alpha).state_dict(names))
-
             places = dict(cache_path=Path(folder) / "cache.bin", offload_device=torch.device("cpu"))
             photos = [example.high for example in subject.examples]
-            train_hollow(network, photos, config, names, meter, on_step, **places)
+            train_hollow(network, photos, config, names, meter, clock.of_lora(network, config, names), **places)
         return Run(clock.snapshots, peak(meter))
 
     return run
@@ -110,11 +106,8 @@ def token(**settings) -> Racer:
             host.trainable(world.model, config.quantization) as network,
             host_token.text_encoder(world.clip, TOKEN_NAME, config.quantization) as encoder,
         ):
-            latents, meter, ready = (
-                [example.high.latent for example in subject.examples],
-                PhaseMeter(network.device),
-                [],
-            )
+            latents = [example.high.latent for example in subject.examples]
+            meter, ready = PhaseMeter(network.device), []
             captions = [[f"a photo of a {TOKEN}"]] * len(latents)
             examples = host_token.token_examples(world.model, network, encoder, latents, captions)
 

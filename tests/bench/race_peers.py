@@ -1,8 +1,9 @@
 """The others in race.py: core's TrainLoraNode, and two loops on diffusers' and peft's own parts as its examples have
 them. Their peaks are live bytes of tensors, by the trainers' own counter, over a few steps of a run of their own."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from comfy_extras.nodes_train import TrainLoraNode
@@ -54,11 +55,7 @@ def core(**settings) -> Racer:
             copies.append(snapshot._replace(learnt=dict(zip(lora, snapshot.learnt.values(), strict=True))))
         return Run(copies, counter.peak if is_counted else 0)
 
-    def run(world: World, subject: Subject, seed: int, marks: Sequence[int]) -> Run:
-        peak = train(world, subject, seed, [COUNTED_STEPS], is_counted=True).peak_bytes
-        return train(world, subject, seed, marks, is_counted=False)._replace(peak_bytes=peak)
-
-    return run
+    return lambda world, subject, seed, marks: _counted_first(partial(train, world, subject, seed), marks)
 
 
 def diffusers_lora(world: World, subject: Subject, seed: int, marks: Sequence[int]) -> Run:
@@ -86,8 +83,7 @@ def diffusers_lora(world: World, subject: Subject, seed: int, marks: Sequence[in
         return Run(clock.snapshots, counter.peak if is_counted else 0)
 
     with torch.random.fork_rng():
-        peak = train([COUNTED_STEPS], is_counted=True).peak_bytes
-        return train(marks, is_counted=False)._replace(peak_bytes=peak)
+        return _counted_first(train, marks)
 
 
 def diffusers_token(world: World, subject: Subject, seed: int, marks: Sequence[int]) -> Run:
@@ -120,8 +116,13 @@ def diffusers_token(world: World, subject: Subject, seed: int, marks: Sequence[i
         return Run(clock.snapshots, counter.peak if is_counted else 0)
 
     with torch.random.fork_rng():
-        peak = train([COUNTED_STEPS], is_counted=True).peak_bytes
-        return train(marks, is_counted=False)._replace(peak_bytes=peak)
+        return _counted_first(train, marks)
+
+
+def _counted_first(train: Callable[..., Run], marks: Sequence[int]) -> Run:
+    """The training, and the peak of a short one before it, since counting takes time."""
+    peak = train([COUNTED_STEPS], is_counted=True).peak_bytes
+    return train(marks, is_counted=False)._replace(peak_bytes=peak)
 
 
 class _Parts:

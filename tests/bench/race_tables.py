@@ -1,6 +1,5 @@
 """Table and plot of race.py's runs, for RESULTS.md and the README."""
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from math import inf, isfinite
@@ -8,7 +7,7 @@ from pathlib import Path
 from statistics import fmean, median
 
 from matplotlib.figure import Figure
-from pack.trainers.evaluation import mean_with_interval
+from pages import put_between_markers, with_interval
 from toys import read_rows
 
 BENCH = Path(__file__).resolve().parent
@@ -19,7 +18,6 @@ LORA_RACERS = (CORE, CORE_AS_OURS, DIFFUSERS)
 LORA_RACERS += ("Selective, bp_high", "the same, int8, checkpointed", "Selective, dtap", "Hollowed, 39%")
 TOKEN_RACERS = ("diffusers textual inversion", "our token by gradients", "our token by ZO, int8")
 GOALS = (0.5, 0.6)  # identity
-BEGIN, END = "<!-- race: begin -->", "<!-- race: end -->"
 Groups = dict[str, dict[tuple, list[dict]]]
 
 
@@ -59,7 +57,7 @@ def table(groups: Groups, goals: Sequence[float]) -> str:
         cells = [racer, str(len(last)), last[0]["step"], f"{mean(last, 'seconds'):.1f}"]
         cells += ["" if racer in UNTRAINED else _reached(goal, groups, racer) for goal in goals]
         cells.append("" if racer in UNTRAINED else f"{max(int(row['peak_bytes']) for row in last) / 2**20:.0f}")
-        cells.append(_interval([float(row["identity"]) for row in last]))
+        cells.append(with_interval([float(row["identity"]) for row in last]))
         cells += [f"{mean(last, name):.2f}" for name in ("ground", "others_kept")]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -75,11 +73,6 @@ def _reached(goal: float, groups: Groups, racer: str) -> str:
 
 def mean(rows: Sequence[dict], name: str) -> float:
     return fmean(float(row[name]) for row in rows)
-
-
-def _interval(values: Sequence[float]) -> str:
-    middle, low, high = mean_with_interval(values)
-    return f"{middle:.3f}" if low is None else f"{middle:.3f} ({low:.3f} to {high:.3f})"
 
 
 def plot(groups: Groups, path: Path) -> None:
@@ -106,13 +99,7 @@ def plot(groups: Groups, path: Path) -> None:
 def write_tables(file: Path) -> None:
     """Put the table into RESULTS.md and, shorter, into the README, and the plot beside them."""
     groups = by_racer(read_rows(file))
-    for page, text in (
-        (BENCH / "RESULTS.md", table(groups, GOALS)),
-        (ROOT / "README.md", table(groups, GOALS[:1])),
-    ):
-        pattern, body = re.escape(BEGIN) + ".*?" + re.escape(END), f"{BEGIN}\n\n{text}\n\n{END}"
-        page.write_text(
-            re.sub(pattern, lambda _, b=body: b, page.read_text(encoding="utf-8"), flags=re.S), encoding="utf-8"
-        )
+    put_between_markers(BENCH / "RESULTS.md", "race", table(groups, GOALS))
+    put_between_markers(ROOT / "README.md", "race", table(groups, GOALS[:1]))
     plot(groups, BENCH / "race.png")
     print(table(groups, GOALS))

@@ -95,12 +95,16 @@ def untrained(world: World, ready: Stage) -> dict:
     return nothing | scored(world.model, world, ready.pictures)
 
 
-def scored(model, world: World, photos: torch.Tensor) -> dict:
-    """What the judges say of pictures that the model draws."""
-    subject = draw(model, world.clip, world.vae, on_new_grounds(NAME), EACH, DRAWING_STEPS)
+def scored(model, world: World, photos: torch.Tensor, name: str = NAME, each: int = EACH, others: bool = True) -> dict:
+    """What the judges say of pictures that the model and the world's CLIP draw of what is called so; and of others."""
+    subject = draw(model, world.clip, world.vae, on_new_grounds(name), each, DRAWING_STEPS)
     identity, ground = judged(subject, photos)
-    kept = others_kept(draw(model, world.clip, world.vae, OTHERS, EACH, DRAWING_STEPS))
-    return {"identity": f"{identity:.5f}", "ground": f"{ground:.3f}", "others_kept": f"{kept:.3f}"}
+    kept = others and others_kept(draw(model, world.clip, world.vae, OTHERS, each, DRAWING_STEPS))
+    return {
+        "identity": f"{identity:.5f}",
+        "ground": f"{ground:.3f}",
+        "others_kept": f"{kept:.3f}" if others else "",
+    }
 
 
 def run_all(file: Path, cells: list[str], subjects: list[str], seeds: list[int], steps: int) -> None:
@@ -126,8 +130,7 @@ def run_all(file: Path, cells: list[str], subjects: list[str], seeds: list[int],
                     found = untrained(world, ready)
                 else:
                     found = run_cell(world, CELLS[cell], ready, seed, steps, before)
-                runs.add({"cell": cell, "subject": subject, "seed": seed, "steps": steps} | found)
-                print(runs.rows[-1], flush=True)
+                print(runs.add({"cell": cell, "subject": subject, "seed": seed, "steps": steps} | found), flush=True)
 
 
 def main() -> None:

@@ -1,6 +1,5 @@
 """Tables and plot of reproduce.py's runs, for RESULTS.md."""
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from statistics import fmean
 
 from matplotlib.figure import Figure
 from pack.trainers.evaluation import mean_with_interval
+from pages import put_between_markers, with_interval
 from reproduce_cells import BP_HIGH, COMPARED_WITH, SPANS, TABLES, TITLES, UNTRAINED, ZO_STEPS
 from toys import read_rows
 
@@ -36,24 +36,19 @@ def table(name: str, groups: dict[str, dict[tuple, dict]]) -> str:
         cells = [cell, str(len(found))]
         for score in SCORES:
             values = [float(row[score]) for row in found.values()]
-            cells.append(_with_interval(values) if score in ("held_out", "identity") else f"{fmean(values):.2f}")
+            cells.append(with_interval(values) if score in ("held_out", "identity") else f"{fmean(values):.2f}")
         pairs = [
             float(row["identity"]) - float(groups[base][run]["identity"])
             for run, row in found.items()
             if cell != base and run in groups.get(base, {})
         ]
-        cells.append(_with_interval(pairs, "+") if pairs else "")
+        cells.append(with_interval(pairs, "+") if pairs else "")
         cells += [
             f"{fmean(float(row['seconds']) for row in found.values()):.0f}",
             f"{max(int(row['peak_bytes']) for row in found.values()) / 2**20:.0f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _with_interval(values: Sequence[float], sign: str = "") -> str:
-    mean, low, high = mean_with_interval(values)
-    return f"{mean:{sign}.3f}" if low is None else f"{mean:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
 
 
 def plot(groups: dict[str, dict[tuple, dict]], path: Path) -> None:
@@ -97,9 +92,6 @@ def _common_runs(groups: dict[str, dict[tuple, dict]], cells: Sequence[str]) -> 
     return sorted(set.intersection(*found)) if found else []
 
 
-BEGIN, END = "<!-- reproduction: begin -->", "<!-- reproduction: end -->"
-
-
 def write_tables(file: Path) -> None:
     """Put the tables of a file's runs into RESULTS.md, and the plot beside it."""
     rows = read_rows(file)
@@ -108,9 +100,6 @@ def write_tables(file: Path) -> None:
     text = "\n\n".join(table(name, groups) for name in TABLES if groups.keys() & set(TABLES[name]) - {BP_HIGH})
     hours = sum(float(row["seconds"]) for row in rows) / 3600
     text = f"{len(rows)} rows, whose trainings took {hours:.1f} hours of one core.\n\n{text}"
-    page = BENCH / "RESULTS.md"
-    pattern = re.escape(BEGIN) + ".*?" + re.escape(END)
-    body = f"{BEGIN}\n\n{text}\n\n{END}"
-    page.write_text(re.sub(pattern, lambda _: body, page.read_text(encoding="utf-8"), flags=re.S), encoding="utf-8")
+    put_between_markers(BENCH / "RESULTS.md", "reproduction", text)
     plot(groups, BENCH / "reproduce.png")
     print(text)

@@ -219,9 +219,7 @@ def main() -> None:
         words = untrained(world, subject)
         print(f"{RUNS[run]}, initial word: {words}", flush=True)
         for setting in wanted:
-            row = run_one(world, subject, setting, run, overrides, words)
-            runs.add(row)
-            print(row, flush=True)
+            print(runs.add(run_one(world, subject, setting, run, overrides, words)), flush=True)
     print("\n" + table([row for row in read_rows(arguments.file) if row["settings"] == told]))
 
 

@@ -20,6 +20,7 @@ from pack.trainers.pocket.render import rendered
 from pack.trainers.pocket.subjects import GROUNDS as SEEN_GROUNDS
 from pack.trainers.pocket.subjects import SUBJECTS
 from pack.trainers.pocket.world import Scene, random_view
+from pack.workflows.growing_rows import Rows
 from torch import Tensor
 
 SIDE = 128
@@ -108,23 +109,14 @@ def others_kept(drawn: Tensor) -> float:
     return fmean(colour in words and shape in words for words, colour, shape in pairs)
 
 
-class Runs:
-    """Rows of a CSV file that only grows, so that a study goes on where it was stopped."""
+class Runs(Rows):
+    """Rows of a CSV file that only grows, so that a study goes on where it was stopped; key names its columns."""
 
     def __init__(self, file: Path, columns: Sequence[str], key: Sequence[str]):
-        self.file, self.columns, self.key = file, list(columns), list(key)
-        self.rows = read_rows(file) if file.exists() else []
-        if not self.rows:
-            file.write_text(",".join(columns) + "\n")
+        super().__init__(file, columns, lambda row: tuple(str(row[name]) for name in key))
 
     def __contains__(self, wanted: Mapping[str, object]) -> bool:
-        return any(all(row[name] == str(wanted[name]) for name in self.key) for row in self.rows)
-
-    def add(self, row: Mapping[str, object]) -> None:
-        """Append it to the file at once."""
-        with self.file.open("a", newline="") as lines:
-            csv.DictWriter(lines, self.columns, lineterminator="\n").writerow(row)
-        self.rows.append({name: str(row[name]) for name in self.columns})
+        return super().__contains__(self.key(wanted))
 
 
 def read_rows(path: Path) -> list[dict]:
