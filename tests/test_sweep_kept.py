@@ -1,6 +1,5 @@
 """What a sweep keeps of its jobs, and what a worker does around the ComfyUI it has."""
 
-import importlib
 import json
 import os
 import subprocess
@@ -13,34 +12,19 @@ import psutil
 import pytest
 from pack.workflows import prompts as pack_prompts
 from PIL import Image
+from sweep_parts import inputs, made
 
-WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
 TRAINER = "EdgeTune_SelectiveTrainer"
 
 
 @pytest.fixture
-def sweep(monkeypatch):
-    """The script, which finds its neighbours as Python lets a script do."""
-    monkeypatch.syspath_prepend(WORKFLOWS)
-    return importlib.import_module("sweep")
+def jobs(script):
+    return script("sweep_jobs")
 
 
 @pytest.fixture
-def jobs(sweep):
-    return importlib.import_module("sweep_jobs")
-
-
-@pytest.fixture
-def table(sweep):
-    return importlib.import_module("sweep_table")
-
-
-def inputs(prompt: dict, name: str) -> dict:
-    return next(node["inputs"] for node in prompt.values() if node["class_type"] == name)
-
-
-def made(jobs, requests, workflow="pocket_train_and_save", taken=None):
-    return jobs.make_jobs(pack_prompts.read_workflow(workflow), requests, None, taken or {})
+def table(script):
+    return script("sweep_table")
 
 
 def result(content: bytes) -> dict:
@@ -117,8 +101,8 @@ time.sleep(100)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs process groups")
-def test_a_server_does_not_outlive_a_worker_that_is_killed(sweep, tmp_path):
-    workers = importlib.import_module("sweep_workers")
+def test_a_server_does_not_outlive_a_worker_that_is_killed(script, tmp_path):
+    workers = script("sweep_workers")
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     (scratch / "photo.png").touch()
@@ -140,9 +124,9 @@ def is_alive(pid: int) -> bool:
 
 
 @pytest.fixture
-def worker(sweep, tmp_path):
+def worker(script, tmp_path):
     """One whose ComfyUI was never started."""
-    workers = importlib.import_module("sweep_workers")
+    workers = script("sweep_workers")
     idle = workers.Worker.__new__(workers.Worker)
     idle.scratch, idle.queue, idle.sent, idle.told_s = tmp_path, SimpleQueue(), "", 0.0
     idle.folders = {name: tmp_path / name for name in ("input", "output")}
@@ -172,3 +156,13 @@ def test_a_worker_lays_out_photos_and_point_and_tells_each_newer_point_once(work
     point = told[1][1]["point"]
     assert point.name == "selective_2026/step_000008" and set(point.files.values()) == {b"8"}
     assert all(path.startswith(f"edgetune/{point.name}") for path in point.files)
+
+
+@pytest.mark.slow
+def test_ctrl_c_between_a_result_and_the_next_job_gives_it_to_no_other(tmp_path):
+    """On a real Ray. Each result says whose it is."""
+    script = Path(__file__).with_name("sweep_ctrl_c.py")
+    ran = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=200)
+    assert ran.returncode == 0, ran.stderr
+    told = json.loads(ran.stdout.splitlines()[-1])
+    assert told["stops"] == 1 and told["seconds"] == {str(number): f"{number}.0" for number in range(4)}

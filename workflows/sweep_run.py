@@ -1,8 +1,11 @@
 """Runs the jobs of a sweep on Ray's workers: hands them out, keeps what they send, and takes up those that are lost."""
 
+import signal
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import ray
@@ -60,19 +63,20 @@ class Sweep:
         self.seen_s = 0.0
 
     def run(self, sized: list[tuple[Job, int]]) -> Outcome:
-        """Do the jobs, each of which takes so many MiB."""
+        """Do the jobs, each of which takes so many MiB. KeyboardInterrupt after Ctrl-C, once workers have saved."""
         for job, mib in sized:
             self.mib[job.key] = mib
             self.packing.add(job, mib)
-        try:
-            while self.hands or self.packing.waiting:
-                self._start_workers()
-                self._listen()
-        except KeyboardInterrupt:
-            self._stop()
-            raise
-        finally:
-            self._close()
+        with _ctrl_c_held_back() as is_pressed:
+            try:
+                while (self.hands or self.packing.waiting) and not is_pressed():
+                    self._start_workers()
+                    self._listen()
+                if is_pressed():
+                    self._stop()
+                    raise KeyboardInterrupt
+            finally:
+                self._close()
         return self.outcome
 
     def _start_workers(self) -> None:
@@ -142,8 +146,7 @@ class Sweep:
             self.kept.save(job, data["point"])
         elif kind == "done":
             self.strikes[share.place.node] = 0
-            if job.key not in self.kept.rows:  # it is where Ctrl-C came just now, and this is heard again
-                self.kept.add(job, data, self.mib[job.key], hand.machine, self.tries[job.key])
+            self.kept.add(job, data, self.mib[job.key], hand.machine, self.tries[job.key])
             self.outcome.done += 1
         elif kind == "failed":
             self.kept.forget_point(job)
@@ -186,3 +189,22 @@ class Sweep:
         ray.wait(closing, num_returns=len(closing), timeout=CLOSING_S) if closing else None
         for hand in self.hands:
             ray.kill(hand.actor)
+
+
+@contextmanager
+def _ctrl_c_held_back() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed is asked for, so that no message is heard by half, and then again for another job.
+
+    The second press is not held back.
+    """
+    pressed, usual = threading.Event(), signal.getsignal(signal.SIGINT)
+
+    def note(*_) -> None:
+        pressed.set()
+        signal.signal(signal.SIGINT, usual)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed.is_set
+    finally:
+        signal.signal(signal.SIGINT, usual)
