@@ -59,6 +59,7 @@ def test_the_node_trains_inside_comfyui_and_its_outputs_plug_in(kind, temp):
     assert_same_bits(model, before)
 
 
+@pytest.mark.slow
 def test_the_two_path_output_samples_and_differs_from_the_plain_one():
     model = tiny.tiny_model("sd1")
     two_path, lora, *_ = run(model, "sd1", sampling="two-path", steps=20).result

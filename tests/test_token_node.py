@@ -64,6 +64,7 @@ def test_the_node_trains_inside_comfyui_and_its_outputs_plug_in(kind, method):
     assert all(torch.equal(after[name], value) for name, value in words.items())
 
 
+@pytest.mark.slow
 def test_it_runs_on_the_pocket_model():
     with torch.inference_mode():
         model, clip, vae = load_pocket()
@@ -135,6 +136,7 @@ def test_bad_input_is_named(settings, words):
         run(tiny.tiny_model("sd1"), tiny.tiny_clip("sd1"), **settings)
 
 
+@pytest.mark.slow
 def test_pictures_follow_the_token_and_change_nothing_of_it(monkeypatch):
     drawn = []
 
