@@ -71,10 +71,10 @@ def run(arguments: argparse.Namespace, workflow: prompts.Prompt, requests: list,
     say(f"{len(jobs)} jobs, of which {len(jobs) - len(missing)} are done")
     failed = {}
     if missing:
-        import ray
-
         sweep_cluster.folder_on_path()
         sweep_cluster.connect(arguments.address, mib(arguments.memory_gb), local_cpus(arguments))
+        import ray  # not before: as it is imported it reads the environment, which connect() has set
+
         try:
             failed = run_missing(arguments, kept, jobs, missing)
         finally:

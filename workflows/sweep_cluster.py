@@ -16,7 +16,10 @@ from sweep_placement import Place, Share
 RESOURCE = "edgetune_bytes"  # of a Ray node: memory for workers, in MiB
 CONNECT_S = 10
 OBJECTS_BYTES = 2**30  # for messages; larger ones go to disk
-HOW = "It has to be HOST:PORT as `ray start --head` says it, and this machine has to be one of the cluster's"
+HOW = (
+    "It has to be HOST:PORT as `ray start --head` says it, and this machine has to be one of the cluster's, with the "
+    "same ~/.ray/auth_token if it has one"
+)
 FREE = (
     "import json, torch\nprint(json.dumps([torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())]))"
 )
@@ -31,6 +34,7 @@ def check_ray() -> None:
 def connect(address: str | None, memory_mib: int | None, cpus: int) -> None:
     """Connect to the cluster at HOST:PORT, or start Ray here, with memory_mib, or else what is free, for workers."""
     _check_answer(address)
+    _show_token()
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -44,6 +48,15 @@ def connect(address: str | None, memory_mib: int | None, cpus: int) -> None:
         ray.init(address=address, **quiet)
     except (ValueError, OSError, RuntimeError) as error:
         raise SetupError(f"--address {address}: {error}\n{HOW}") from error
+
+
+def _show_token() -> None:
+    """Let Ray show the token of this machine to a cluster, which it does by itself only where no address is named.
+
+    `ray start --head` of Ray 2.60 asks for it wherever there is one, and a local Ray leaves one behind.
+    """
+    if (Path.home() / ".ray" / "auth_token").exists():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _check_answer(address: str | None) -> None:
