@@ -151,6 +151,17 @@ def test_batches_of_photos_of_several_sizes(strategy):
     assert len(trained.steps) == SHORT.steps
 
 
+def test_photos_of_several_sizes_come_up_equally_often_and_one_alone_in_its_size_fills_its_batch():
+    """Two photos of one size and one of another, in 1500 batches of two: 1000 of each within four deviations."""
+    examples = [example("sd1", seed, side) for seed, side in enumerate((16, 16, 24))]
+    config, generator = replace(SHORT, batch_size=2), torch.Generator().manual_seed(0)
+    draws = [choices(examples, config, step, 1000, generator).examples for step in range(1, 1501)]
+    assert all((draw[0] is examples[2]) == (draw[1] is examples[2]) for draw in draws)
+    counts = [sum(photo is one for draw in draws for photo in draw) for one in examples]
+    deviation = 2 * (1500 * 1 / 3 * 2 / 3) ** 0.5  # of the third's count, which grows by two or not at all
+    assert all(abs(count - 1000) < 4 * deviation for count in counts)
+
+
 def test_choices_follow_the_schedule_over_1000_draws():
     """Measured counts of the paper's setting lie within four standard deviations of the expectation."""
     config = SelectiveConfig()
