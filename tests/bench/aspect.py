@@ -1,6 +1,6 @@
 """What crops of photos that are not square are worth, and whether aspect-ratio buckets would add to them.
 
-    python tests/bench/aspect.py RUNS.csv [--group crops mixing] [--seeds 0 1] [--subjects robot tower]
+    python tests/bench/aspect.py RUNS.csv [--group crops mixing] [--settings none ...] [--seeds 0 1]
     python tests/bench/aspect.py --table RUNS.csv
 
 Runs are as options.py has them, in batches of two. Group "crops": five photos of a toy, three wide and two tall, the
@@ -87,10 +87,10 @@ class Twice(Cell):
         return chosen
 
 
-def run_all(file: Path, groups: list[str], subjects: list[str], seeds: list[int]) -> None:
+def run_all(file: Path, groups: list[str], wanted: list[str], subjects: list[str], seeds: list[int]) -> None:
     torch.set_num_threads(1)
     world, runs = load_world(), Runs(file, COLUMNS, KEY)
-    cells = [(group, setting) for group in groups for setting in SETTINGS[group]]
+    cells = [(group, setting) for group in groups for setting in SETTINGS[group] if setting in wanted]
     for seed in seeds:
         for subject in subjects:
             for group, setting in cells:
@@ -116,13 +116,15 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--table", action="store_true", help="run nothing; print the table of what FILE has")
     parser.add_argument("--group", nargs="+", default=[*SETTINGS], choices=[*SETTINGS])
+    every = [setting for settings in SETTINGS.values() for setting in settings]
+    parser.add_argument("--settings", nargs="+", default=every, choices=every)
     parser.add_argument("--subjects", nargs="+", default=["robot", "tower"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     arguments = parser.parse_args()
     if arguments.table:
         print(table(read_rows(arguments.file)))
     else:
-        run_all(arguments.file, arguments.group, arguments.subjects, arguments.seeds)
+        run_all(arguments.file, arguments.group, arguments.settings, arguments.subjects, arguments.seeds)
 
 
 if __name__ == "__main__":
