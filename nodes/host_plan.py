@@ -128,6 +128,8 @@ class Planner:
         self.is_masked = is_masked
 
     def __call__(self, config: TrainerConfig) -> Plan:
+        """The plan. Raises ValueError for a model that cannot be trained so."""
+        facts_for(self.model, config)
         found, device = phases(self.model, self.size, config, self.clip, self.is_masked), self.facts.device
         return Plan(
             method=METHODS[type(config)],

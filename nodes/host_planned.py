@@ -12,11 +12,12 @@ from comfy_api.latest import io
 from PIL import Image
 from torch import Tensor
 
-from ..trainers.budget import planned
+from ..trainers.config import OFF, PRESETS
 from ..trainers.out_of_memory import explanation, is_out_of_memory
 from ..trainers.photos import Subject
 from ..trainers.plan import Plan
 from ..trainers.planning import TrainerConfig
+from ..trainers.presets import settled
 from ..trainers.report import Circumstances
 from ..trainers.resume import Saves
 from ..trainers.run import StepReport
@@ -54,7 +55,7 @@ class PlannedRun(NamedTuple):
         as_file: Callable[[Mapping[str, Tensor]], Product],
     ) -> Iterator[Saves]:
         """explained(), and host_saves.saved_run() of the settings as they were chosen, whatever the budget was."""
-        settings = replace(self.config, budget_gb=0.0)
+        settings = replace(self.config, budget_gb=0.0, preset=OFF)
         with (
             self.explained(),
             host_saves.saved_run(self.node_id, trainer, settings, subject, save_every, resume, as_file) as saves,
@@ -79,20 +80,33 @@ def planned_run(
 ) -> PlannedRun:
     """Join the other ranks, plan the run, and tell log and browser; the clip is the one that stays for a token.
 
-    Raises ValueError where the run cannot keep to config.budget_gb.
+    Raises ValueError where the run cannot keep to config.budget_gb or config.preset.
     """
     host_ranks.join()
     facts, size = host_plan.facts_for(model, config), host_plan.largest(subject)
     planner = host_plan.Planner(model, facts, size, subject.resolution, clip, subject.is_masked)
-    config, plan = planned(config, planner)
+    config, plan = settled(config, planner, len(subject.photos))
     for line in filter(None, (plan.summary(), plan.choice, plan.advice)):
         logger.log(logging.WARNING if plan.fits is False else logging.INFO, line)
     host_ui.send_stage(node_id, plan.summary())
     return PlannedRun(config, plan, planner, node_id)
 
 
+def preset(settings: str, per_photo: str = "steps from the number of photos, ") -> io.Input:
+    """Advanced, the last input of a trainer; settings names those that it sets first."""
+    return io.Combo.Input(
+        "preset",
+        options=list(PRESETS),
+        default=OFF,
+        optional=True,
+        advanced=True,
+        tooltip=f"Memory to make the best of: {per_photo}{settings}, and what budget_gb would choose, as far as they "
+        "stand at their defaults; the report says what was chosen. On a GPU the memory has its own context in it.",
+    )
+
+
 def budget(settings: str) -> io.Input:
-    """Advanced, the last input of a trainer; settings names those the plan may choose."""
+    """Advanced; settings names those the plan may choose."""
     return io.Float.Input(
         "budget_gb",
         default=0.0,

@@ -4,11 +4,11 @@ import logging
 
 from comfy_api.latest import io
 
-from ..trainers.budget import fitted_or_advised
-from ..trainers.config import TOKEN_CHOICES, HollowConfig, SelectiveConfig, TokenConfig
+from ..trainers.config import OFF, PRESETS, TOKEN_CHOICES, HollowConfig, SelectiveConfig, TokenConfig
 from ..trainers.crops import MULTIPLE
 from ..trainers.lora import TARGETS
 from ..trainers.photos import MAX_RESOLUTION, MIN_RESOLUTION
+from ..trainers.presets import settled_or_advised
 from ..trainers.quantize import QUANTIZATIONS
 from ..trainers.schedule import STRATEGIES
 from . import host_plan
@@ -65,6 +65,13 @@ class PlanVRAM(io.ComfyNode):
                 io.Combo.Input(
                     "format", options=["text", "json"], default="text", optional=True, tooltip="Form of the text."
                 ),
+                io.Combo.Input(
+                    "preset",
+                    options=list(PRESETS),
+                    default=OFF,
+                    optional=True,
+                    tooltip="As on the trainers, which also set the steps by the number of photos.",
+                ),
             ],
             outputs=[
                 ReportSocket.Output("plan", tooltip="For VRAM Report, which draws it."),
@@ -80,7 +87,7 @@ class PlanVRAM(io.ComfyNode):
         planner = host_plan.Planner(
             model, host_plan.facts_for(model, config), (resolution, resolution), resolution, clip
         )
-        plan = fitted_or_advised(config, planner)
+        plan = settled_or_advised(config, planner)
         logger.info(plan.summary())
         text = plan.to_json() if format == "json" else str(plan)
         return io.NodeOutput(plan, text, ui={"text": [text]})

@@ -15,7 +15,7 @@ from ..trainers.saving import Product
 from ..trainers.token_inversion import train_token
 from ..trainers.token_prompts import embedding_prompt, training_captions
 from . import host, host_embeddings, host_preview, host_saves, host_token, token_inputs
-from .host_planned import budget, planned_run
+from .host_planned import budget, planned_run, preset
 from .sockets import EmbeddingSocket
 from .training import finished, latent_facts, models, seed, story
 
@@ -46,6 +46,7 @@ class ZOTextualInversion(io.ComfyNode):
                 *host_saves.inputs(),
                 *host_preview.inputs("a photo of embedding:NAME"),
                 budget("candidates and quantization"),
+                preset("method gradient where it fits", ""),
             ],
             outputs=[
                 io.Clip.Output("clip", tooltip="The clip, which now knows the token, for CLIP Text Encode."),

@@ -11,7 +11,7 @@ from ..trainers.hollow_forward import MODES, whole
 from ..trainers.memory import PhaseMeter
 from ..trainers.report import hollow_report
 from . import host, host_hollow, host_preview, host_saves, host_two_path, host_ui
-from .host_planned import budget, planned_run
+from .host_planned import budget, planned_run, preset
 from .host_weights import OFFLOAD_DEVICE
 from .training import encoded_facts, finished, lora_so_far, models, more_lora, more_memory, more_steps, outputs, seed
 
@@ -44,6 +44,7 @@ class HollowedNetTrainer(io.ComfyNode):
                 *host_saves.inputs(),
                 budget("gradient_checkpointing, quantization and hollow_fraction"),
                 *host_preview.inputs("the instance prompt of the subject", WHOLE),
+                preset("feed-forward layers and min_snr_gamma 5 where they fit"),
             ],
             outputs=outputs(),
             hidden=[io.Hidden.unique_id],

@@ -8,7 +8,7 @@ from ..trainers.report import selective_report
 from ..trainers.schedule import STRATEGIES
 from ..trainers.selective import train_selective
 from . import host, host_preview, host_saves
-from .host_planned import budget, planned_run
+from .host_planned import budget, planned_run, preset
 from .training import encoded_facts, finished, lora_so_far, models, more_lora, more_memory, more_steps, outputs, seed
 
 NAME = "selective"  # of its saved runs
@@ -35,6 +35,7 @@ class SelectiveTrainer(io.ComfyNode):
                 *host_saves.inputs(),
                 *host_preview.inputs("the instance prompt of the subject"),
                 budget("gradient_checkpointing, quantization and low_res_ratio"),
+                preset("strategy bp_high, rank 16, feed-forward layers and min_snr_gamma 5 where they fit"),
             ],
             outputs=outputs(),
             hidden=[io.Hidden.unique_id],

@@ -6,7 +6,6 @@ import pytest
 from pack.trainers.budget import (
     LEVERS,
     fitted,
-    fitted_or_advised,
     frugal,
     options,
     planned,
@@ -15,6 +14,7 @@ from pack.trainers.budget import (
 )
 from pack.trainers.config import HollowConfig, SelectiveConfig, TokenConfig
 from pack.trainers.plan import CUDA_CONTEXT_BYTES, GIB, Plan, PlannedPhase, allowance
+from pack.trainers.presets import settled_or_advised
 
 WEIGHTS = {"none": 3.0, "int8": 1.5, "int4": 0.8}  # GB
 
@@ -133,7 +133,7 @@ def test_without_a_budget_nothing_is_chosen_and_free_memory_gets_advice():
 
 
 def test_an_impossible_budget_is_told_where_nothing_runs():
-    plan = fitted_or_advised(SelectiveConfig(budget_gb=0.5), Sizes())
+    plan = settled_or_advised(SelectiveConfig(budget_gb=0.5), Sizes())
     assert plan.fits is False and plan.advice.startswith("budget_gb: got 0.50") and not plan.changes
 
 

@@ -41,8 +41,18 @@ LEVERS = {
 # Forward time of the four layers of tests/bench/RESULTS.md together, over that of plain ones.
 DEQUANTISING = {"none": 1.0, "int8": 1.22, "int4": 1.33}
 TIMESTEPS = 1000  # of Stable Diffusion
+SMALLER = "a smaller rank, batch_size or resolution also needs less"
 NOTHING = "nothing that the plan may choose would need less; a smaller rank, batch_size or resolution does"
 LESS = 0.95  # of the peak: what a suggestion after running out of memory has to stay under
+
+
+class BudgetTooSmall(ValueError):
+    """Nothing that may be chosen keeps to the budget; found says what the run needs."""
+
+    def __init__(self, got_gb: float, found: str, smallest_gb: float):
+        self.found = found
+        remedy = f"Set budget_gb to {smallest_gb:.2f} or more, or to 0 for none; {SMALLER}"
+        super().__init__(f"budget_gb: got {got_gb:.2f}; {found}. {remedy}")
 
 
 def budget_bytes(config: Config) -> int | None:
@@ -60,17 +70,6 @@ def planned(config: Config, plan_of: Planner) -> tuple[Config, Plan]:
         plan = fitted(config, plan_of, budget)
         return replace(config, **{change.setting: change.chosen for change in plan.changes}), plan
     return config, advised(config, plan_of)
-
-
-def fitted_or_advised(config: Config, plan_of: Planner) -> Plan:
-    """The plan within the budget; where none is, the plan with these very settings and the refusal as its advice."""
-    budget = budget_bytes(config)
-    if budget is None:
-        return advised(config, plan_of)
-    try:
-        return fitted(config, plan_of, budget)
-    except ValueError as error:
-        return replace(plan_of(config), advice=str(error))
 
 
 def advised(config: Config, plan_of: Planner) -> Plan:
@@ -92,7 +91,7 @@ def fitted(config: Config, plan_of: Planner, budget_bytes: int) -> Plan:
     choices = sorted(options(config), key=run_cost)
     least = plan_of(frugal(config))
     if least.needed_bytes > budget_bytes:
-        raise ValueError(_refusal(plan, least, budget_bytes))
+        raise _refusal(plan, least, budget_bytes)
     tried = {config: plan}
     for choice in choices:
         if not any(_is_hopeless(choice, other, found, budget_bytes) for other, found in tried.items()):
@@ -196,12 +195,12 @@ def _chosen(config: Config, choice: Config, plan: Plan) -> Plan:
     return replace(plan, changes=changes, slower=run_cost(choice) / run_cost(config))
 
 
-def _refusal(plan: Plan, least: Plan, budget_bytes: int) -> str:
-    smallest = math.ceil(least.needed_bytes / GIB * 100) / 100
+def _refusal(plan: Plan, least: Plan, budget_bytes: int) -> BudgetTooSmall:
+    smallest_gb = math.ceil(least.needed_bytes / GIB * 100) / 100
     names = [name for name, value in least.settings.items() if plan.settings[name] != value]
     settings = "".join(f", {name} = {least.settings[name]}" for name in names)
-    return (
-        f"budget_gb: got {budget_bytes / GIB:.2f}; this run needs {plan.needed_bytes / GIB:.2f} GB with its settings, "
-        f"and no less than {smallest:.2f} GB with all that may be chosen for it{settings}. Set budget_gb to "
-        f"{smallest:.2f} or more, or to 0 for none; a smaller rank, batch_size or resolution also needs less"
+    found = (
+        f"this run needs {plan.needed_bytes / GIB:.2f} GB with its settings, "
+        f"and no less than {smallest_gb:.2f} GB with all that may be chosen for it{settings}"
     )
+    return BudgetTooSmall(budget_bytes / GIB, found, smallest_gb)

@@ -17,6 +17,8 @@ from .token_gradient import DIFFERENCES
 from .token_prompts import CAPTION_SOURCES, check_token_name
 from .token_subspace import SUBSPACES
 
+OFF = "off"
+PRESETS = {OFF: 0.0, "2 GB": 2.0, "4 GB": 4.0, "6 GB": 6.0, "8 GB": 8.0, "12 GB": 12.0}  # memory to make the best of
 SAMPLING = ("plain", "two-path")  # what the hollowed trainer's MODEL output does with its LoRA
 TOKEN_CHOICES = {
     "method": ("zo", "gradient"),
@@ -25,6 +27,7 @@ TOKEN_CHOICES = {
     "subspace": SUBSPACES,
     "quantization": QUANTIZATIONS,
     "captions": CAPTION_SOURCES,
+    "preset": tuple(PRESETS),
 }
 
 
@@ -53,7 +56,7 @@ class _LoraTraining(_Resumable):
         for name in ("alpha", "weight_decay", "max_grad_norm", "min_snr_gamma", "budget_gb"):
             require(name, getattr(self, name), "zero or a positive number", 0 <= getattr(self, name) < math.inf)
         require("seed", self.seed, "between 0 and 2**64 - 1", 0 <= self.seed < 2**64)
-        for name, choices in (("target_modules", TARGETS), ("quantization", QUANTIZATIONS)):
+        for name, choices in (("target_modules", TARGETS), ("quantization", QUANTIZATIONS), ("preset", PRESETS)):
             require(name, getattr(self, name), f"one of {', '.join(choices)}", getattr(self, name) in choices)
 
     @property
@@ -86,6 +89,7 @@ class SelectiveConfig(_LoraTraining):
     gradient_checkpointing: bool = False  # recompute each block's activations: less memory, about a third slower
     quantization: str = "none"  # of the network's own weights while the run lasts, quantize.py
     budget_gb: float = 0.0  # memory the run may take, in units of 2**30 bytes; 0 sets no limit
+    preset: str = OFF  # one of PRESETS; presets.py
 
     @property
     def fixed_by_steps(self) -> dict[str, object]:
@@ -124,6 +128,7 @@ class HollowConfig(_LoraTraining):
     cache_dtype: str = "float16"  # of the stored activations
     quantization: str = "none"  # of the network's own weights while the run lasts, quantize.py
     budget_gb: float = 0.0  # memory the run may take, in units of 2**30 bytes; 0 sets no limit
+    preset: str = OFF  # one of PRESETS; presets.py
 
     def __post_init__(self):
         super().__post_init__()
@@ -171,6 +176,7 @@ class TokenConfig(_Resumable):
     eval_samples: int = 8  # forward passes of each such loss
     patience: int = 20  # such losses in a row that are no new best, then the run stops; 0 never stops
     budget_gb: float = 0.0  # memory the run may take, in units of 2**30 bytes; 0 sets no limit
+    preset: str = OFF  # one of PRESETS; presets.py
 
     def __post_init__(self):
         check_token_name(self.token)

@@ -66,6 +66,7 @@ class Plan:
     settings: Mapping[str, object]
     changes: tuple[Change, ...] = ()  # what was chosen to keep to the budget
     slower: float = 1.0  # estimated time of the run as chosen, over that with the settings it was asked for; budget.py
+    preset: str = ""  # that chose them, presets.py: slower is then over the preset's own settings
     advice: str = ""  # what would make it fit
     architecture: str = ""  # as in Report
 
@@ -100,6 +101,9 @@ class Plan:
     def choice(self) -> str:
         """What was chosen and what it costs; empty if nothing was."""
         changes = ", ".join(map(str, self.changes))
+        if self.preset:
+            longer = f"; about {self.slower:.2f} times as long as with memory for all" if self.slower > 1 else ""
+            return f"preset {self.preset}: {changes or 'nothing to change'}{longer}"
         return f"{changes}; the cheapest in time that fits, about {self.slower:.2f} times as long" if changes else ""
 
     def to_json(self) -> str:
@@ -138,8 +142,8 @@ class Plan:
             lines.append(f"{self.peak_bytes / self.inference_peak_bytes:.2f} times what one forward pass takes")
         if self.allowance_bytes:
             lines.append(f"CUDA's own context and gaps in its memory, an allowance: {_mib(self.allowance_bytes)}")
-        if self.changes:
-            lines.append(f"chosen to keep to the budget: {self.choice}")
+        if self.choice:
+            lines.append(self.choice if self.preset else f"chosen to keep to the budget: {self.choice}")
         lines += [self.advice] if self.advice else []
         lines += [f"loaded now: {model.name}, {_mib(model.bytes)}" for model in self.other_models]
         lines += ["", *(f"{name} = {value}" for name, value in self.settings.items())]

@@ -36,7 +36,7 @@ Photo = Callable[[float], Sample]  # ratio of a side to the full-size side -> ph
 TrainerConfig = SelectiveConfig | HollowConfig | TokenConfig
 # Settings that make no tensor larger or smaller, or none that lasts: plans with other values of them are the same.
 WEIGHTLESS = {"steps", "seed", "learning_rate", "weight_decay", "alpha", "budget_gb", "save_every", "resume"} | {
-    "zo_learning_rate", "zo_epsilon", "k", "t_mid", "cache_samples", "sampling",
+    "preset", "zo_learning_rate", "zo_epsilon", "k", "t_mid", "cache_samples", "sampling",
     "token", "initial_word", "captions", "replaced_words", "t_low", "t_high", "subspace", "subspace_size",
     "subspace_nu", "subspace_outside", "eval_samples", "patience",
 }  # fmt: skip

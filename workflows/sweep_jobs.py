@@ -27,7 +27,7 @@ METHODS = {  # as Plan VRAM calls them
 SAVERS = ("EdgeTune_SaveLoRA", "EdgeTune_SaveEmbedding")
 SIZES = (  # what Plan VRAM takes of a trainer's inputs
     "rank batch_size low_res_ratio strategy hollow_fraction target_modules gradient_checkpointing quantization "
-    "zo_perturbations candidates difference budget_gb clip"
+    "zo_perturbations candidates difference budget_gb preset clip"
 ).split()
 
 

@@ -85,9 +85,9 @@ def photographed(name: str, kind: str, background_weight: float | None) -> Subje
     return replace(subject, photos=photos, background_weight=background_weight)
 
 
-def encoded(world: World, subject: Subject) -> list:
+def encoded(world: World, subject: Subject, ratio: float = 1.0) -> list:
     with torch.inference_mode():
-        return host.encode_subject(*world, subject, 1.0, PhaseMeter(torch.device("cpu")))
+        return host.encode_subject(*world, subject, ratio, PhaseMeter(torch.device("cpu")))
 
 
 def stage(world: World, name: str, kind: str, background_weight: float | None) -> Stage:

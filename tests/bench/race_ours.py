@@ -15,7 +15,7 @@ from pack.trainers.hollow import train_hollow
 from pack.trainers.lora import Lora
 from pack.trainers.memory import PhaseMeter
 from pack.trainers.objective import Example, Network
-from pack.trainers.selective import train_selective
+from pack.trainers.selective import Draw, train_selective
 from pack.trainers.token_inversion import train_token
 from reproduce_cells import BASE
 from torch import Tensor
@@ -67,21 +67,22 @@ class Clock:
 Racer = Callable[[World, Subject, int, Sequence[int]], Run]  # world, subject, seed, steps to keep; the last one ends it
 
 
-def selective(**settings) -> Racer:
-    """The Selective BP/ZO Trainer."""
+def selective(choices: Callable[..., Draw] | None = None, **settings) -> Racer:
+    """The Selective BP/ZO Trainer; choices are those of each step, where they are not its own."""
 
     def run(world: World, subject: Subject, seed: int, marks: Sequence[int]) -> Run:
         config, clock = replace(BASE, **settings, seed=seed, steps=marks[-1]), Clock(marks)
         with host.trainable(world.model, config.quantization) as network:
             names, meter = host.lora_names(world.model), PhaseMeter(network.device)
-            train_selective(network, subject.examples, config, names, meter, clock.of_lora(network, config, names))
+            on_step = clock.of_lora(network, config, names)
+            train_selective(network, subject.examples, config, names, meter, on_step, drawing=choices)
         return Run(clock.snapshots, peak(meter))
 
     return run
 
 
-def hollow(**settings) -> Racer:
-    """The Hollowed Net Trainer. The time has the making of its cache in it."""
+def hollow(small: bool = False, **settings) -> Racer:
+    """The Hollowed Net Trainer, on small photos if asked. The time has the making of its cache in it."""
 
     def run(world: World, subject: Subject, seed: int, marks: Sequence[int]) -> Run:
         shared = dict(rank=RANK, learning_rate=LORA_RATE, batch_size=BATCH, seed=seed, steps=marks[-1])
@@ -89,7 +90,7 @@ def hollow(**settings) -> Racer:
         with host.trainable(world.model, config.quantization) as network, tempfile.TemporaryDirectory() as folder:
             names, meter = host.lora_names(world.model), PhaseMeter(network.device)
             places = dict(cache_path=Path(folder) / "cache.bin", offload_device=torch.device("cpu"))
-            photos = [example.high for example in subject.examples]
+            photos = [example.low if small else example.high for example in subject.examples]
             train_hollow(network, photos, config, names, meter, clock.of_lora(network, config, names), **places)
         return Run(clock.snapshots, peak(meter))
 
