@@ -56,6 +56,18 @@ def test_an_impossible_budget_is_refused_before_anything_is_encoded(server, lora
     assert told["fits"] is False and told["advice"].startswith("budget_gb: got 0.01")
 
 
+def test_a_preset_trains_as_it_was_planned_and_says_with_what(server, lora):  # noqa: F811
+    planned = plan(server, POCKET, preset="2 GB")
+    outputs, _ = run(server, training(lora, preset="2 GB", strategy="dtap", low_res_ratio=0.5))
+    report = json.loads(outputs[TRAINER][0]["report"][0])
+    assert report["planned_peak_bytes"] == report["peak_bytes"] == planned["peak_bytes"]
+    taken = {"strategy": "bp_high", "rank": 16, "target_modules": "attention and feed-forward", "min_snr_gamma": 5.0}
+    assert taken.items() <= report["settings"].items() and report["steps_bp"] == report["steps"] == 12
+    assert report["chosen"].startswith("preset 2 GB: rank = 16 instead of 4")
+    changed = {change["setting"]: change["chosen"] for change in planned["changes"]}
+    assert taken.items() <= changed.items()
+
+
 @pytest.mark.usefixtures("checkpoint")
 def test_a_checkpoint_is_planned_for_as_text(server):
     loader = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "v1-5-pruned-emaonly-fp16.safetensors"}}
