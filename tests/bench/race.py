@@ -20,6 +20,7 @@ import torch
 BENCH = Path(__file__).resolve().parent
 sys.path[:0] = [str(BENCH.parent), str(BENCH)]
 import conftest  # noqa: E402, F401, I001, the package `pack` and ComfyUI
+from pack.trainers.presets import RECIPE  # noqa: E402
 from race_ours import LORA_NAME, TOKEN_RATE, Run, Subject, WORD, drawing, hollow, selective, token  # noqa: E402
 from race_peers import CORE_AS_OURS, core, diffusers_lora, diffusers_token  # noqa: E402
 from race_tables import LORA_RACERS, TOKEN_RACERS, UNTRAINED, write_tables  # noqa: E402
@@ -39,6 +40,8 @@ RACERS = dict(
             (selective(strategy="bp_high", quantization="int8", gradient_checkpointing=True), LORA_MARKS),
             (selective(strategy="dtap", low_res_ratio=0.5), LORA_MARKS),
             (hollow(), LORA_MARKS),
+            (selective(strategy="bp_high", **RECIPE), LORA_MARKS),
+            (selective(strategy="bp_high", quantization="int8", gradient_checkpointing=True, **RECIPE), LORA_MARKS),
             (diffusers_token, TOKEN_MARKS),
             (token(method="gradient", quantization="none", learning_rate=TOKEN_RATE), TOKEN_MARKS),
             (token(learning_rate=0.03, subspace_size=32), ZO_MARKS),

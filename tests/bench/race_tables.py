@@ -16,6 +16,7 @@ UNTRAINED = ("untrained", "untrained word")
 CORE, CORE_AS_OURS, DIFFUSERS = "core Train LoRA, its defaults", "core Train LoRA, set as ours", "diffusers LoRA"
 LORA_RACERS = (CORE, CORE_AS_OURS, DIFFUSERS)
 LORA_RACERS += ("Selective, bp_high", "the same, int8, checkpointed", "Selective, dtap", "Hollowed, 39%")
+LORA_RACERS += ("Selective, as presets have it", "the same as those, int8, checkpointed")
 TOKEN_RACERS = ("diffusers textual inversion", "our token by gradients", "our token by ZO, int8")
 GOALS = (0.5, 0.6)  # identity
 Groups = dict[str, dict[tuple, list[dict]]]

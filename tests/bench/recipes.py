@@ -143,6 +143,8 @@ RECIPES = {
     "hollowed 77%, int8, checkpointed": hollowed(130, hollow_fraction=0.774, **SAVING),
     "token alone": by_token(250),
     "token, then LoRA": token_then_lora(35, 170),
+    "token, then LoRA, feed-forward, min-SNR 5": token_then_lora(35, 145, **BOTH),
+    "feed-forward, min-SNR 5, more than twice as long": plain(375, **BOTH),
 }
 
 
