@@ -82,4 +82,5 @@ def principal_components(tokens: Tensor, nu: float) -> tuple[Tensor, int]:
     components = components[: len(tokens) - 1]
     variance = singular[: len(tokens) - 1].square()
     kept = int((variance.cumsum(0) <= (1 - nu) * variance.sum()).sum()) + 1
-    return components.float(), min(kept, len(components))
+    # contiguous, as it is once it was saved and read: products of other strides round otherwise on some processors
+    return components.float().contiguous(), min(kept, len(components))

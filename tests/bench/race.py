@@ -40,7 +40,7 @@ RACERS = dict(
             (selective(strategy="bp_high", quantization="int8", gradient_checkpointing=True), LORA_MARKS),
             (selective(strategy="dtap", low_res_ratio=0.5), LORA_MARKS),
             (hollow(), LORA_MARKS),
-            (selective(strategy="bp_high", **RECIPE), LORA_MARKS),
+            (selective(strategy="bp_high", **RECIPE), (*LORA_MARKS, 200)),  # about core's time
             (selective(strategy="bp_high", quantization="int8", gradient_checkpointing=True, **RECIPE), LORA_MARKS),
             (diffusers_token, TOKEN_MARKS),
             (token(method="gradient", quantization="none", learning_rate=TOKEN_RATE), TOKEN_MARKS),
