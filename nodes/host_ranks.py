@@ -1,5 +1,6 @@
 """Training with other ComfyUIs as one, where workflows/demo.py was started by torchrun."""
 
+import atexit
 import logging
 import os
 from datetime import timedelta
@@ -18,4 +19,5 @@ def join() -> None:
     if os.getenv(SWITCH) != "1" or dist.is_initialized():
         return
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+    atexit.register(dist.destroy_process_group)  # its threads would now and then abort a process that ends with them
     logger.info("EdgeTune: rank %d of %d", dist.get_rank(), dist.get_world_size())

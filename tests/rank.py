@@ -4,6 +4,7 @@ Trains by zeroth-order steps, and writes what is learnt to FOLDER, a file for ea
 """
 
 import argparse
+import atexit
 import os
 import sys
 from dataclasses import replace
@@ -45,6 +46,7 @@ def main() -> None:
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if ranks > 1:
         dist.init_process_group("gloo")
+        atexit.register(dist.destroy_process_group)
     if arguments.failing is not None:
         try:
             over_ranks([lambda: fail(rank, arguments.failing)] * ranks)

@@ -34,7 +34,7 @@ def check_ray() -> None:
 def connect(address: str | None, memory_mib: int | None, cpus: int) -> None:
     """Connect to the cluster at HOST:PORT, or start Ray here, with memory_mib, or else what is free, for workers."""
     _check_answer(address)
-    _show_token()
+    _show_token(address)
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -50,13 +50,18 @@ def connect(address: str | None, memory_mib: int | None, cpus: int) -> None:
         raise SetupError(f"--address {address}: {error}\n{HOW}") from error
 
 
-def _show_token() -> None:
-    """Let Ray show the token of this machine to a cluster, which it does by itself only where no address is named.
+def _show_token(address: str | None) -> None:
+    """Let Ray show the token of this machine where a cluster asks for one: by itself it does so only to a local one.
 
-    `ray start --head` of Ray 2.60 asks for it wherever there is one, and a local Ray leaves one behind.
+    `ray start --head` of Ray 2.60 asks for the token if there is one, and a local Ray leaves one behind. Shown to a
+    cluster that does not ask, it keeps workers from starting.
     """
-    if (Path.home() / ".ray" / "auth_token").exists():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if address is None or "RAY_AUTH_MODE" in os.environ or not (Path.home() / ".ray" / "auth_token").exists():
+        return
+    ask = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
+    answer = subprocess.run(ask, env=os.environ | {"RAY_AUTH_MODE": "disabled"}, capture_output=True, text=True)
+    if "AuthenticationError" in answer.stderr:
+        os.environ["RAY_AUTH_MODE"] = "token"
 
 
 def _check_answer(address: str | None) -> None:
