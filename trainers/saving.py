@@ -23,7 +23,9 @@ KEPT_POINTS = 2  # of a run: should the newest have caught the first steps of an
 KEPT_RUNS = 10
 FACTS = "edgetune.state"  # key of the metadata
 STATE = re.compile(r"step_(\d{6,})\.state\.safetensors")
-FILE = re.compile(r"\.?step_\d{6,}(\.state)?\.safetensors(\.part)?")  # all that this module ever writes
+OF_SAFETENSORS = r"\.tmp[A-Za-z0-9]{6}"  # since 0.8 it writes a file under such a name first
+UNFINISHED = re.compile(rf"\.step_\d{{6,}}(\.state)?\.safetensors\.part|{OF_SAFETENSORS}")
+FILE = re.compile(rf"step_\d{{6,}}(\.state)?\.safetensors|{UNFINISHED.pattern}")  # all that this module ever writes
 
 
 class Point(NamedTuple):
@@ -118,8 +120,9 @@ def remove_old_runs(root: Path, current: Path) -> None:
 
 def remove_unfinished(folder: Path) -> None:
     """Remove what a process that was killed had half written."""
-    for path in folder.glob(".step_*.part") if folder.is_dir() else ():
-        path.unlink(missing_ok=True)
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if UNFINISHED.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def _runs(root: Path) -> list[Path]:
