@@ -23,10 +23,10 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import personalise  # noqa: E402
 from personalise import comfyui, load_judges  # noqa: E402
+from reproduce_cells import FRACTIONS  # noqa: E402
 
 HOLLOW = "EdgeTune_HollowedNetTrainer"
 SHARED = ("steps", "rank", "learning_rate", "batch_size", "seed")
-FRACTIONS = (0.150, 0.274, 0.395, 0.620, 0.774, 0.881)  # the pocket model's cuts
 RESIDUAL = FRACTIONS[:3]  # the others change the number of channels on their way
 TWO_PATH = FRACTIONS[2:4]
 WHOLE = "whole U-Net"

@@ -1,8 +1,9 @@
 """The selective paper's tables and figures (arXiv:2507.10029) on the pocket world: what holds there, and what does not.
 
-    python tests/bench/reproduce.py RUNS.csv [--table table1 fig1a fig1b fig3] [--seeds 0 1 2] [--steps 200]
+    python tests/bench/reproduce.py RUNS.csv [--table table1 fig1a fig1b fig3 fractions] [--seeds 0 1 2] [--steps 200]
     python tests/bench/reproduce.py --tables RUNS.csv
 
+And the curve of Hollowed Net's poster (arXiv:2411.01179): what leaving out more and more of the U-Net costs.
 Every cell of the tables is a training that differs from the others in what its name says, with equal steps, photos,
 noise and timesteps. A run learns one of five toys with one seed. Scored are: the denoising loss of eight fresh views
 under fixed noise, over what it was before (1 is nothing learnt), at all timesteps and at 875 alone; and, of pictures on
@@ -29,7 +30,8 @@ from pack.nodes import host  # noqa: E402
 from pack.trainers.memory import PhaseMeter  # noqa: E402
 from pack.trainers.objective import Network, Sample, collate, denoising_loss  # noqa: E402
 from pack.trainers.selective import train_selective  # noqa: E402
-from reproduce_cells import CELLS, STEPS, TABLES, UNTRAINED, Cell  # noqa: E402
+from race_ours import Subject, hollow  # noqa: E402
+from reproduce_cells import BASE, CELLS, STEPS, TABLES, UNTRAINED, Cell, Hollowed  # noqa: E402
 from reproduce_tables import write_tables  # noqa: E402
 from toys import OTHERS, TIMES, Runs, World, as_subject, draw, fresh_views, judged, load_world  # noqa: E402
 from toys import on_new_grounds, others_kept, photos_of  # noqa: E402
@@ -85,9 +87,27 @@ def run_cell(world: World, cell: Cell, ready: Stage, seed: int, steps: int, befo
         "steps_zo": sum(step.kind == "zo" for step in trained.steps),
         "seconds": f"{seconds:.1f}",
         "peak_bytes": max(meter.peak_bytes(kind) for kind in {step.kind for step in trained.steps}),
+    } | judged_run(world, ready, trained.lora, before, after)
+
+
+def run_hollowed(world: World, cell: Hollowed, ready: Stage, seed: int, steps: int, before: dict[int, float]) -> dict:
+    """The time has the making of the cache in it, in which no sample stands twice; the loss is of the whole U-Net."""
+    samples = steps * BASE.batch_size
+    train = hollow(**cell.settings, cache_samples=samples)
+    run = train(world, Subject(ready.examples, ready.pictures), seed, (steps,))
+    (last,) = run.snapshots
+    with host.trainable(host.with_lora(world.model, last.learnt)) as network:
+        after = held_out(network, ready.views)
+    measured = {"steps_zo": 0, "seconds": f"{last.seconds:.1f}", "peak_bytes": run.peak_bytes}
+    return measured | judged_run(world, ready, last.learnt, before, after)
+
+
+def judged_run(world: World, ready: Stage, lora: dict, before: dict[int, float], after: dict[int, float]) -> dict:
+    """Losses of the views, over those before, and scores of the pictures."""
+    return {
         "held_out": f"{fmean(after.values()) / fmean(before.values()):.5f}",
         "held_out_high_t": f"{after[HIGH_T] / before[HIGH_T]:.5f}",
-    } | scored(host.with_lora(world.model, trained.lora), world, ready.pictures)
+    } | scored(host.with_lora(world.model, lora), world, ready.pictures)
 
 
 def untrained(world: World, ready: Stage) -> dict:
@@ -129,7 +149,8 @@ def run_all(file: Path, cells: list[str], subjects: list[str], seeds: list[int],
                 if cell == UNTRAINED:
                     found = untrained(world, ready)
                 else:
-                    found = run_cell(world, CELLS[cell], ready, seed, steps, before)
+                    run = run_hollowed if isinstance(CELLS[cell], Hollowed) else run_cell
+                    found = run(world, CELLS[cell], ready, seed, steps, before)
                 print(runs.add({"cell": cell, "subject": subject, "seed": seed, "steps": steps} | found), flush=True)
 
 
@@ -137,7 +158,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--tables", action="store_true", help="run nothing; write the tables of what FILE has")
-    parser.add_argument("--table", nargs="+", default=["table1", "fig3", "fig1a", "fig1b"], choices=list(TABLES))
+    parser.add_argument(
+        "--table", nargs="+", default=["table1", "fig3", "fig1a", "fig1b", "fractions"], choices=list(TABLES)
+    )
     parser.add_argument("--subjects", nargs="+", default=SUBJECTS, choices=SUBJECTS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=STEPS, help="of the longest backpropagation; fewer for a try")

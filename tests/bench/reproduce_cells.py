@@ -1,4 +1,7 @@
-"""The trainings that reproduce.py compares, and which of them make which table of the paper (arXiv:2507.10029)."""
+"""The trainings that reproduce.py compares, and which of them make which table.
+
+Those of the selective paper (arXiv:2507.10029), and Hollowed Net's poster (arXiv:2411.01179): its curve of fractions.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -49,12 +52,19 @@ class Cell(NamedTuple):
         return chosen
 
 
+class Hollowed(NamedTuple):
+    """One training without the centre: settings of the Hollowed Net Trainer but those that BASE shares with it."""
+
+    settings: dict
+
+
 def selective(strategy: str, ratio: float) -> Cell:
     return Cell({"strategy": strategy, "low_res_ratio": ratio})
 
 
 RATIOS = (0.75, 0.625, 0.5)
 SPANS = ((0, 250), (250, 500), (500, 750), (750, 1000))
+FRACTIONS = (0.150, 0.274, 0.395, 0.620, 0.774, 0.881)  # the pocket model's cuts
 LOW = {"strategy": "bp_low", "low_res_ratio": 0.5}
 CELLS = {
     BP_HIGH: Cell(),
@@ -74,12 +84,14 @@ CELLS = {
     **{f"BP 100, then ZO at {rate:g}": Cell({"zo_learning_rate": rate}, 0.5, ZO_STEPS) for rate in (3e-2, 1e-1, 3e-1)},
     **{f"BP-high, {name}": Cell({"quantization": name}) for name in ("none", "int8", "int4")},
     "BP 100, then ZO, N = 4": Cell({"zo_perturbations": 4}, 0.5, ZO_STEPS),
+    **{f"hollowed, {fraction:.1%}": Hollowed({"hollow_fraction": fraction}) for fraction in FRACTIONS},
 }
 TABLES = {
     "table1": [BP_HIGH, *(f"{kind}, r = {r}" for kind in ("DTAP", "BP-low") for r in RATIOS)],
     "fig3": [BP_HIGH, "BP-low, r = 0.5", "ZO-high", "random, r = 0.5", "reversed, r = 0.5", "DTAP, r = 0.5"],
     "fig1a": ["BP 0, then ZO", "BP 50", "BP 50, then ZO", "BP 100", "BP 100, then ZO", BP_HIGH, "BP 200, then ZO"],
     "fig1b": [cell for cell in CELLS if ", t " in cell],
+    "fractions": [BP_HIGH, *(f"hollowed, {fraction:.1%}" for fraction in FRACTIONS)],
     "precision": [FULL, "BP-high, int8", "BP-high, int4"],
     "search": [cell for cell in CELLS if cell.startswith("BP 100")],
 }
@@ -89,6 +101,7 @@ TITLES = {
     "fig3": "Figure 3: how the two kinds of step are mixed",
     "fig1a": f"Figure 1a: {ZO_STEPS} ZO steps after so many steps of backpropagation at full size",
     "fig1b": "Figure 1b: backpropagation within a range of timesteps, at full size and at half",
+    "fractions": "Hollowed Net's curve: what leaving out a share of the parameters costs; the time has the cache in it",
     "precision": "Precision of the base weights a LoRA is trained on; it is drawn with on full ones",
     "search": "What the paper does not give: learning rate and perturbations of ZO steps",
 }

@@ -8,7 +8,7 @@ from statistics import fmean
 from matplotlib.figure import Figure
 from pack.trainers.evaluation import mean_with_interval
 from pages import put_between_markers, with_interval
-from reproduce_cells import BP_HIGH, COMPARED_WITH, SPANS, TABLES, TITLES, UNTRAINED, ZO_STEPS
+from reproduce_cells import BP_HIGH, COMPARED_WITH, FRACTIONS, SPANS, TABLES, TITLES, UNTRAINED, ZO_STEPS
 from toys import read_rows
 
 BENCH = Path(__file__).resolve().parent
@@ -52,9 +52,9 @@ def table(name: str, groups: dict[str, dict[tuple, dict]]) -> str:
 
 
 def plot(groups: dict[str, dict[tuple, dict]], path: Path) -> None:
-    """Figures 1a and 1b: identity over steps of backpropagation, and by range of timesteps."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    """Figures 1a and 1b, and the poster's: identity over steps of backpropagation, timesteps and what is left out."""
+    figure = Figure(figsize=(14, 4), layout="constrained")
+    left, middle, right = figure.subplots(1, 3, sharey=True)
 
     def line(axes, xs, cells, label, runs) -> None:
         points = [
@@ -78,9 +78,12 @@ def plot(groups: dict[str, dict[tuple, dict]], path: Path) -> None:
     kinds = {kind: [f"{kind}, t {low}-{high}" for low, high in SPANS] for kind in ("BP-high", "BP-low")}
     runs = _common_runs(groups, sum(kinds.values(), []))
     for kind, cells in kinds.items():
-        line(right, middles, cells, kind, runs)
-    right.set(xlabel="timesteps trained on, 250 around")
-    for axes in (left, right):
+        line(middle, middles, cells, kind, runs)
+    middle.set(xlabel="timesteps trained on, 250 around")
+    runs = _common_runs(groups, TABLES["fractions"])
+    line(right, [0, *(100 * fraction for fraction in FRACTIONS)], TABLES["fractions"], "hollowed", runs)
+    right.set(xlabel="parameters left out, %")
+    for axes in (left, middle, right):
         if axes.has_data():
             axes.legend()
     figure.savefig(path, dpi=110)

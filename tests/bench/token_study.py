@@ -1,12 +1,15 @@
 """The paper's ablations of zeroth-order textual inversion, on the pocket model: does it hold in our world?
 
     python tests/bench/token_study.py RUNS.csv [--only SETTING ...] [--runs 0 1 2] [--set NAME=VALUE ...]
+    python tests/bench/token_study.py --tables RUNS.csv
 
 Every setting differs from "zo" in what its name says and takes as many forward passes, but "gradient, equal time". A
-run learns one toy (its number chooses subject and seed); then come the denoising loss of eight fresh views of the toy
-under fixed noise at all timesteps, over that of the initial word (1 is nothing learnt), and, of pictures on five
-grounds that no photo shows, how near they are to the photos (identity, a cosine) and whether the ground is the
-prompt's. One thread. Goes on where it was stopped: what RUNS.csv has is not run again. Prints the tables.
+run learns one of five toys; its number chooses the toy and is the seed, so that 15 runs are three of each. Then come
+the denoising loss of eight fresh views of the toy under fixed noise at all timesteps, over that of the initial word (1
+is nothing learnt), and, of pictures on five grounds that no photo shows, how near they are to the photos (identity, a
+cosine) and whether the ground is the prompt's. One thread. Goes on where it was stopped: what RUNS.csv has is not run
+again. Prints the table, which the second form puts into tests/bench/RESULTS.md; brackets hold 95% of the means of runs
+drawn again (bootstrap).
 """
 
 import argparse
@@ -22,8 +25,8 @@ from typing import NamedTuple
 
 import torch
 
-TESTS = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(TESTS))
+BENCH = Path(__file__).resolve().parent
+sys.path[:0] = [str(BENCH.parent), str(BENCH)]
 import conftest  # noqa: E402, F401, I001
 from pack.nodes import host, host_token  # noqa: E402
 from pack.nodes.host_embeddings import with_token  # noqa: E402
@@ -32,12 +35,13 @@ from pack.trainers.memory import PhaseMeter  # noqa: E402
 from pack.trainers.token_inversion import TokenTrained, train_token  # noqa: E402
 from pack.trainers.token_steps import Draw, TokenLoss  # noqa: E402
 from pack.trainers.token_vectors import packed  # noqa: E402
+from pages import put_between_markers, with_interval  # noqa: E402
 from toys import TIMES, Runs, Toy, World, draw, judged, load_world, on_new_grounds, read_rows, toy  # noqa: E402
 
 NAME, WORD = "my_toy", "toy"
 TOKEN = f"embedding:{NAME}"
 CAPTION = f"a photo of a {TOKEN}"
-RUNS = ["robot", "tower", "clown", "mushroom", "lifebuoy", "spaceship"]  # subjects; a run's number is its seed
+SUBJECTS = ["robot", "tower", "clown", "mushroom", "lifebuoy"]  # of the runs in turn
 PASSES = 600  # forward passes of training in every run
 BASE = TokenConfig(
     token=NAME,
@@ -51,6 +55,7 @@ BASE = TokenConfig(
 )
 GRADIENT_RATE = 1e-2
 SECONDS_RATIO = 4.2  # a gradient step over a forward pass of a zo step, in processor time: 130 and 31 ms
+UNTRAINED = "initial word"
 SETTINGS: dict[str, dict] = {  # in the order in which they run
     "zo": {},
     "subspace off": {"subspace": "off"},
@@ -118,6 +123,10 @@ def pictures(world: World, vectors) -> torch.Tensor:
     return draw(world.model, with_token(world.clip, NAME, vectors), world.vae, on_new_grounds(TOKEN), EACH, 10)
 
 
+def subject_of(run: int) -> str:
+    return SUBJECTS[run % len(SUBJECTS)]
+
+
 def configured(setting: str, run: int, overrides: dict) -> TokenConfig:
     """The setting's config, with as many steps as PASSES allow."""
     rate = {"learning_rate": GRADIENT_RATE} if SETTINGS[setting].get("method") == "gradient" else {}
@@ -142,7 +151,7 @@ def run_one(world: World, subject: Toy, setting: str, run: int, overrides: dict,
     return {
         "setting": setting,
         "run": run,
-        "subject": RUNS[run],
+        "subject": subject_of(run),
         "steps": len(trained.steps),
         "seconds": f"{seconds:.1f}",
         "kept_step": trained.best_step,
@@ -156,7 +165,7 @@ def run_one(world: World, subject: Toy, setting: str, run: int, overrides: dict,
 
 
 def untrained(world: World, subject: Toy) -> dict:
-    """The scores of the initial word."""
+    """The scores of the initial word, its loss not yet over itself."""
     with stage(world, subject, "none") as ready:
         vectors = ready.encoder.initial_vectors(WORD, 1)
         held_out = ready.held_out()
@@ -164,18 +173,26 @@ def untrained(world: World, subject: Toy) -> dict:
     return {"held_out": held_out, "identity": identity, "ground": ground}
 
 
+def as_row(words: dict, run: int) -> dict:
+    nothing = {"steps": 0, "seconds": 0, "kept_step": 0, "first": 1, "kept": 1, "held_out": 1, "settings": ""}
+    scores = {"identity": f"{words['identity']:.4f}", "ground": f"{words['ground']:.2f}"}
+    return {"setting": UNTRAINED, "run": run, "subject": subject_of(run)} | nothing | scores
+
+
 def table(rows: list[dict]) -> str:
-    """Markdown, means over runs with the lowest and highest; differences are to "zo" in the same run."""
+    """Markdown, means over runs with their intervals; differences are to "zo" in the same run."""
     groups = defaultdict(dict)
     for row in rows:
         groups[row["setting"]][row["run"]] = row
     heads = ["setting", "runs", "steps", "CPU s", "loss left, fixed noise", "loss left, fresh views", "minus zo's"]
     heads += ["identity", "minus zo's", "ground"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for setting, found in groups.items():
+    for setting in [UNTRAINED, *SETTINGS]:
+        if not (found := groups[setting]):
+            continue
         cells = [setting, str(len(found)), next(iter(found.values()))["steps"]]
         cells += [f"{fmean(float(row['seconds']) for row in found.values()):.0f}"]
-        cells += [spread([float(row["kept"]) / float(row["first"]) for row in found.values()])]
+        cells += [with_interval([float(row["kept"]) / float(row["first"]) for row in found.values()])]
         for name in ("held_out", "identity"):
             if any(row[name] == "" for row in found.values()):
                 cells += ["", ""]
@@ -183,26 +200,25 @@ def table(rows: list[dict]) -> str:
             pairs = [
                 float(row[name]) - float(groups["zo"][run][name]) for run, row in found.items() if run in groups["zo"]
             ]
-            cells += [spread([float(row[name]) for row in found.values()]), spread(pairs, sign="+")]
+            cells += [with_interval([float(row[name]) for row in found.values()]), with_interval(pairs, "+")]
         grounds = [float(row["ground"]) for row in found.values() if row["ground"]]
         cells.append(f"{fmean(grounds):.2f}" if grounds else "")
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
-def spread(values: list[float], sign: str = "") -> str:
-    if not values:
-        return ""
-    return f"{fmean(values):{sign}.3f} ({min(values):{sign}.3f} to {max(values):{sign}.3f})"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--only", nargs="+", default=list(SETTINGS), choices=list(SETTINGS), metavar="SETTING")
-    parser.add_argument("--runs", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--tables", action="store_true", help="run nothing; write the table of what RUNS.csv has")
+    parser.add_argument("--runs", nargs="+", type=int, default=range(3 * len(SUBJECTS)))
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other settings of all these runs")
     arguments = parser.parse_args()
+    if arguments.tables:
+        rows = [row for row in read_rows(arguments.file) if not row["settings"]]
+        put_between_markers(BENCH / "RESULTS.md", "token study", table(rows))
+        return
     types = {field.name: type(field.default) for field in fields(TokenConfig)}
     pairs = [item.split("=", 1) for item in arguments.set]
     overrides = {name: types[name](value) for name, value in pairs}
@@ -215,9 +231,10 @@ def main() -> None:
         ]
         if not wanted:
             continue
-        subject = toy(world, RUNS[run], CAPTION)
+        subject = toy(world, subject_of(run), CAPTION)
         words = untrained(world, subject)
-        print(f"{RUNS[run]}, initial word: {words}", flush=True)
+        if {"setting": UNTRAINED, "run": run, "settings": ""} not in runs:
+            runs.add(as_row(words, run))
         for setting in wanted:
             print(runs.add(run_one(world, subject, setting, run, overrides, words)), flush=True)
     print("\n" + table([row for row in read_rows(arguments.file) if row["settings"] == told]))
