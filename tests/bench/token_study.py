@@ -226,17 +226,16 @@ def main() -> None:
     torch.set_num_threads(1)
     world, runs = load_world(), Runs(arguments.file, COLUMNS, ("setting", "run", "settings"))
     for run in arguments.runs:
-        wanted = [
-            setting for setting in arguments.only if {"setting": setting, "run": run, "settings": told} not in runs
-        ]
+        cases = [{"setting": UNTRAINED, "run": run, "settings": ""}]
+        cases += [{"setting": setting, "run": run, "settings": told} for setting in arguments.only]
+        wanted = [case["setting"] for case in cases if case not in runs]
         if not wanted:
             continue
         subject = toy(world, subject_of(run), CAPTION)
         words = untrained(world, subject)
-        if {"setting": UNTRAINED, "run": run, "settings": ""} not in runs:
-            runs.add(as_row(words, run))
         for setting in wanted:
-            print(runs.add(run_one(world, subject, setting, run, overrides, words)), flush=True)
+            found = as_row(words, run) if setting == UNTRAINED else None
+            print(runs.add(found or run_one(world, subject, setting, run, overrides, words)), flush=True)
     print("\n" + table([row for row in read_rows(arguments.file) if row["settings"] == told]))
 
 
