@@ -13,6 +13,8 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
+from math import cos, pi
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +29,8 @@ from pack.nodes import host  # noqa: E402
 from race_ours import TOKEN, TOKEN_NAME, TOKEN_RATE, Run, Subject, hollow, selective, token  # noqa: E402
 from recipe_tables import write_tables  # noqa: E402
 from reproduce import CAPTION, NAME, SUBJECTS, scored  # noqa: E402
-from reproduce_cells import Cell  # noqa: E402
+from reproduce_cells import BASE, Cell  # noqa: E402
+from torch.optim.optimizer import register_optimizer_step_pre_hook  # noqa: E402
 from toys import Runs, World, load_world, photos_of  # noqa: E402
 
 COLUMNS = ["recipe", "subject", "seed", "steps", "seconds", "peak_bytes", "identity", "ground", "others_kept"]
@@ -79,6 +82,40 @@ def hollowed(steps: int, ratio: float = 1.0, **settings) -> Recipe:
 
     def learn(world: World, toy: str, seed: int, steps: int) -> Learnt:
         return lora(world, hollow(ratio < 1, **settings)(world, photos(world, toy, ratio), seed, (steps,)))
+
+    return Recipe(steps, learn)
+
+
+def averaged(steps: int, decay: float) -> Recipe:
+    """Plain, but what is drawn with is an exponential moving average of the factors over all steps."""
+
+    def learn(world: World, toy: str, seed: int, steps: int) -> Learnt:
+        run = selective()(world, photos(world, toy), seed, range(1, steps + 1))
+        mean = run.snapshots[0].learnt
+        for snapshot in run.snapshots[1:]:
+            mean = {name: torch.lerp(old, snapshot.learnt[name], 1 - decay) for name, old in mean.items()}
+        return lora(world, run._replace(snapshots=[run.snapshots[-1]._replace(learnt=mean)]))
+
+    return Recipe(steps, learn)
+
+
+def warmed_up(steps: int, warm_up: float) -> Recipe:
+    """Plain, but the learning rate rises over that share of the steps and falls to 0 along a cosine."""
+
+    def learn(world: World, toy: str, seed: int, steps: int) -> Learnt:
+        past, rising = count(1), warm_up * steps
+
+        def set_rate(optimizer, *_) -> None:
+            step = next(past)
+            share = step / rising if step < rising else (1 + cos(pi * (step - rising) / (steps - rising))) / 2
+            for group in optimizer.param_groups:
+                group["lr"] = BASE.learning_rate * share
+
+        hook = register_optimizer_step_pre_hook(set_rate)
+        try:
+            return plain(steps).learn(world, toy, seed, steps)
+        finally:
+            hook.remove()
 
     return Recipe(steps, learn)
 
@@ -144,6 +181,8 @@ RECIPES = {
     "token alone": by_token(250),
     "token, then LoRA": token_then_lora(35, 170),
     "token, then LoRA, feed-forward, min-SNR 5": token_then_lora(35, 145, **BOTH),
+    "EMA of the factors, 0.99": averaged(200, 0.99),
+    "warm-up of a tenth, then cosine": warmed_up(200, 0.1),
     "feed-forward, min-SNR 5, more than twice as long": plain(375, **BOTH),
 }
 
