@@ -158,6 +158,7 @@ HIGH_T = (500, 750)  # figure 1b's best
 SAVING = {"quantization": "int8", "gradient_checkpointing": True}
 MORE_LAYERS, MIN_SNR = {"target_modules": "attention and feed-forward"}, {"min_snr_gamma": 5.0}
 BOTH = MORE_LAYERS | MIN_SNR
+MIDPOINTS = (250, 500, 750, 1000)  # of DTAP in timesteps; 750 is the paper's
 RECIPES = {
     "BP-high": plain(200),
     "rank 4": plain(200, rank=4),
@@ -172,6 +173,8 @@ RECIPES = {
     "int8, checkpointed": plain(110, **SAVING),
     "feed-forward, min-SNR 5, int8, checkpointed": plain(100, **BOTH, **SAVING),
     "DTAP, r = 0.75, int8, checkpointed": plain(130, strategy="dtap", low_res_ratio=0.75, **SAVING),
+    **{f"DTAP, r = 0.75, midpoint {t}": plain(230, strategy="dtap", low_res_ratio=0.75, t_mid=t) for t in MIDPOINTS},
+    "BP-low, r = 0.75": plain(230, strategy="bp_low", low_res_ratio=0.75),
     "hollowed 39%": hollowed(180),
     "hollowed 39%, residual": hollowed(150, mode="residual"),
     "hollowed 39%, r = 0.75": hollowed(210, 0.75),
