@@ -49,17 +49,21 @@ def table(groups: Groups, names: Sequence[str]) -> str:
 
 
 def plot(groups: Groups, names: Sequence[str], path: Path) -> None:
-    """Identity over peak memory, filled where at least as many others are kept as by the first recipe."""
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    axes, kept = figure.subplots(), mean(groups[names[0]], "others_kept")
-    for name in filter(groups.get, names):
-        found = groups[name]
-        place = peak_mib(found), mean(found, "identity")
-        face = "C0" if mean(found, "others_kept") >= kept else "none"
-        axes.plot(*place, "o", color="C0", markerfacecolor=face)
-        axes.annotate(name, place, textcoords="offset points", xytext=(5, 3), fontsize=7)
-    axes.set(xlabel="peak of live bytes, MiB", ylabel="identity (cosine), in equal processor time")
-    axes.set_xlim(0, 1.3 * max(peak_mib(groups[name]) for name in filter(groups.get, names)))
+    """Identity over peak memory, by number: that of the names beside it, the best first."""
+    found = sorted(filter(groups.get, names), key=lambda name: -mean(groups[name], "identity"))
+    figure = Figure(figsize=(11, 6), layout="constrained")
+    axes, beside = figure.subplots(1, 2, width_ratios=(2, 1))
+    for number, name in enumerate(found, 1):
+        place = peak_mib(groups[name]), mean(groups[name], "identity")
+        axes.plot(*place, "o", color="C0")
+        side = 6 if number % 2 else -6  # neighbours are near each other
+        axes.annotate(
+            str(number), place, textcoords="offset points", xytext=(side, 0), ha="left" if side > 0 else "right",
+            va="center", fontsize=8,
+        )  # fmt: skip
+        beside.text(0, 1 - number / (len(found) + 1), f"{number}  {name}", fontsize=8, va="center")
+    axes.set(xlabel="peak of live bytes, MiB", ylabel="identity (cosine), in equal processor time", xlim=(0, None))
+    beside.set_axis_off()
     figure.savefig(path, dpi=110)
 
 
