@@ -173,7 +173,8 @@ def untrained(world: World, subject: Toy) -> dict:
     return {"held_out": held_out, "identity": identity, "ground": ground}
 
 
-def as_row(words: dict, run: int) -> dict:
+def word_row(words: dict, run: int) -> dict:
+    """The initial word as a row of its own; its scores belong to no settings."""
     nothing = {"steps": 0, "seconds": 0, "kept_step": 0, "first": 1, "kept": 1, "held_out": 1, "settings": ""}
     scores = {"identity": f"{words['identity']:.4f}", "ground": f"{words['ground']:.2f}"}
     return {"setting": UNTRAINED, "run": run, "subject": subject_of(run)} | nothing | scores
@@ -200,7 +201,8 @@ def table(rows: list[dict]) -> str:
             pairs = [
                 float(row[name]) - float(groups["zo"][run][name]) for run, row in found.items() if run in groups["zo"]
             ]
-            cells += [with_interval([float(row[name]) for row in found.values()]), with_interval(pairs, "+")]
+            cells.append(with_interval([float(row[name]) for row in found.values()]))
+            cells.append(with_interval(pairs, "+") if pairs else "")
         grounds = [float(row["ground"]) for row in found.values() if row["ground"]]
         cells.append(f"{fmean(grounds):.2f}" if grounds else "")
         lines.append(f"| {' | '.join(map(str, cells))} |")
@@ -234,8 +236,9 @@ def main() -> None:
         subject = toy(world, subject_of(run), CAPTION)
         words = untrained(world, subject)
         for setting in wanted:
-            found = as_row(words, run) if setting == UNTRAINED else None
-            print(runs.add(found or run_one(world, subject, setting, run, overrides, words)), flush=True)
+            is_word = setting == UNTRAINED
+            row = word_row(words, run) if is_word else run_one(world, subject, setting, run, overrides, words)
+            print(runs.add(row), flush=True)
     print("\n" + table([row for row in read_rows(arguments.file) if row["settings"] == told]))
 
 
